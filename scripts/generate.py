@@ -1,0 +1,1884 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.9"
+# dependencies = ["requests>=2.28", "Pillow>=9.2"]
+# ///
+"""Turn a prompt, and optional reference pictures, into a picture file through an OpenAI-compatible image gateway.
+
+    generate.py --prompt "a red apple on wood" --output apple.jpeg
+    generate.py --prompt "on a marble table" --reference-image shoe.png --model gpt-image-2 --output shoe.png
+
+    from generate import generate_image
+    path = generate_image("a red apple on wood", aspect_ratio="16:9", output_path="apple.jpeg")
+
+gpt-image models answer on /images/generations and /images/edits, Gemini's Nano Banana models on /chat/completions:
+the model's name decides. Saved paths go to stdout, one a line, all else to stderr. Exit codes: see `--help`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+if __name__ == "__main__":  # an interrupt while the rest still loads ends as quietly as a later one
+    for _signal in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(_signal, lambda *_: os._exit(130))
+
+import argparse
+import base64
+import binascii
+import contextlib
+import importlib.util
+import io
+import json
+import logging
+import platform
+import re
+import stat
+import subprocess
+import threading
+import time
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, NoReturn, Sequence, Union
+from urllib.parse import quote, unquote, urljoin, urlsplit
+
+VERSION = "1.0"
+DEFAULT_MODEL = "gemini-3-pro-image-preview"
+DEFAULT_BASE_URL = "https://api.omnimaas.com/v1"
+DEFAULT_SIZE = "1024x1024"
+
+MAX_PROMPT_CHARS = 4000
+REFERENCE_EDGES_PX = (1024, 768, 512)  # the first at the start, the next ones after a 524 or a read timeout
+REFERENCE_LIMIT_BYTES = 1_048_576
+REFERENCE_QUALITIES = (88, 80, 70, 55, 40)  # below the first only while the file is over the limit
+SAVED_JPEG_QUALITY = 95
+MIN_IMAGE_BYTES = 10_000  # the specification's self-check: a file that is not larger is a broken answer
+MAX_ANSWER_BYTES = 64 * 2**20  # a picture; gpt-image-2's largest PNG, 8.3 megapixels, is about 33 MB of base64
+RATIO_TOLERANCE = 0.05
+
+TIMEOUT_S = 300.0
+CONNECT_TIMEOUT_S = 30.0
+RETRY_WAITS_S = (1.0, 4.0, 16.0)  # before the second attempt, the third, and every later one
+MAX_RETRY_AFTER_S = 60.0
+FETCH_TRIES = 3
+MAX_REDIRECTS = 5
+INTERRUPT_GRACE_S = 10.0  # what a paid picture gets to reach the disk after Ctrl-C
+POLL_S = 0.2
+
+PathLike = Union[str, "os.PathLike[str]"]
+
+log = logging.getLogger("image-gen")
+log.addHandler(logging.NullHandler())
+
+# --- Errors ---
+
+
+class ImageGenError(Exception):
+    """Why there is no picture: `message` says what happened, `hint` what to do next.
+
+    kind, exit_code   one of EXIT_CODES                     status      the HTTP status, if there was one
+    billed            was money spent: yes, no or maybe     image_url   where a paid picture can still be had
+    retryable         may the same call succeed later       saved_at    where the bytes that did arrive were kept
+    """
+
+    kind, exit_code, billed, retryable = "internal", 1, "maybe", False
+    status: int | None = None
+    image_url: str | None = None
+    saved_at: str | None = None
+    timed_out = False  # connected, and silent until the deadline
+    retry_after_s = 0.0
+    salvage = b""  # what arrived of a paid picture and is not on disk yet
+
+    def __init_subclass__(cls, **facts: Any) -> None:
+        for name, value in facts.items():
+            setattr(cls, name, value)
+
+    def __init__(self, message: str, hint: str = "", **facts: Any) -> None:
+        super().__init__(message, hint)
+        self.message, self.hint = message, hint
+        self.__dict__.update(facts)
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+    def as_json(self) -> dict[str, Any]:
+        facts = {name: getattr(self, name) for name in ("kind", "message", "hint", "status", "retryable", "billed")}
+        return {**facts, **{name: getattr(self, name) for name in ("image_url", "saved_at") if getattr(self, name)}}
+
+
+class InternalError(ImageGenError):
+    """a bug; the traceback is on stderr"""
+
+
+class UsageError(ImageGenError, kind="usage", exit_code=2, billed="no"):
+    """bad argument, unreadable reference, unwritable destination: nothing was sent"""
+
+
+class ConfigError(ImageGenError, kind="config", exit_code=3, billed="no"):
+    """no key, no URL, conflicting or malformed ones: nothing was sent"""
+
+
+class AuthError(ImageGenError, kind="auth", exit_code=4, billed="no"):
+    """the gateway refuses the key (401, 403)"""
+
+
+class QuotaError(ImageGenError, kind="quota", exit_code=5, billed="no"):
+    """rate limit or no credit left (429, 402, or the answer says so)"""
+
+
+class UnavailableError(ImageGenError, kind="unavailable", exit_code=6, retryable=True):
+    """connection failed, timed out, or 5xx, after the attempts allowed"""
+
+
+class RefusedError(ImageGenError, kind="refused", exit_code=7, billed="no"):
+    """moderation refuses the prompt or a reference"""
+
+
+class RejectedError(ImageGenError, kind="rejected", exit_code=7, billed="no"):
+    """the gateway rejects the request (other 4xx)"""
+
+
+class ResponseError(ImageGenError, kind="response", exit_code=7, billed="yes"):
+    """an answer without a usable image"""
+
+
+class SaveError(ImageGenError, kind="save", exit_code=8, billed="yes"):
+    """the image could not be stored where asked; it is kept elsewhere, see the path"""
+
+
+class Interrupted(ImageGenError, kind="interrupted", exit_code=130):
+    """Ctrl-C or SIGTERM; nothing half-written is left"""
+
+
+EXIT_CODES = tuple((error.exit_code, error.kind, error.billed, error.__doc__) for error in ImageGenError.__subclasses__())
+
+# --- Values ---
+
+
+class Model(NamedTuple):
+    """A row of the catalogue."""
+
+    name: str
+    family: str  # openai or gemini
+    price_cny: float | None  # an image, estimated; None when unknown
+    max_references: int
+    max_n: int
+    typical: str
+    sizes: str = ""  # square, landscape, portrait, others; "WxH" stands for any within gpt-image-2's rules
+
+
+class Args(NamedTuple):
+    """What a caller asks for; see `validate_args`."""
+
+    prompt: str
+    model: str = DEFAULT_MODEL
+    family: str | None = None
+    aspect_ratio: str | None = None
+    size: str | None = None
+    negative_prompt: str | None = None
+    n: int = 1
+    reference_images: Sequence[PathLike] = ()
+    mask: PathLike | None = None
+    params: Mapping[str, Any] = {}
+    output: PathLike | None = None
+    timeout: float = TIMEOUT_S
+    attempts: int = 3
+    proxy: str | None = None
+
+
+class Target(NamedTuple):
+    """The gateway, and where its URL and key were found; the repr keeps the key to itself."""
+
+    key: str
+    key_source: str
+    url: str
+    url_source: str
+
+    def __repr__(self) -> str:
+        return f"Target({mask_key(self.key)!r}, {self.key_source!r}, {self.url!r}, {self.url_source!r})"
+
+
+class Reference(NamedTuple):
+    """A picture ready to be sent, and the size it had on disk; as text it is <image/jpeg, 123456 bytes>."""
+
+    data: bytes
+    mime: str
+    size: tuple[int, int]
+    full_size: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"<{self.mime}, {len(self.data)} bytes>"
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def data_url(self) -> str:
+        return f"data:{self.mime};base64,{base64.b64encode(self.data).decode('ascii')}"
+
+
+class Call(NamedTuple):
+    """One request: its URL, and a JSON body or multipart fields and files, each (field, file name, picture)."""
+
+    url: str
+    body: Mapping[str, Any] | None = None  # None makes it a GET
+    files: Sequence[tuple[str, str, Reference]] = ()
+
+
+class Find(NamedTuple):
+    """Image material in an answer, bytes or a link, and the keys and indices that lead to it."""
+
+    path: tuple[Any, ...]
+    data: bytes = b""
+    link: str = ""
+
+
+class Picture(NamedTuple):
+    """A picture that Pillow has decoded to its end."""
+
+    data: bytes
+    format: str
+    size: tuple[int, int]
+
+
+class Generation:
+    """What a call made: all `images` as encoded bytes, and the gateway's `usage`; unpacks as (first image, usage)."""
+
+    def __init__(self, pictures: Sequence[Picture], usage: dict[str, Any], endpoint: str, attempts: int) -> None:
+        self.pictures, self.usage, self.endpoint, self.attempts = pictures, usage, endpoint, attempts
+        self.images = [picture.data for picture in pictures]
+        self.saved: list[tuple[Path, Picture]] = []
+        self.elapsed_s = 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.images[0], self.usage))
+
+
+# --- Tables ---
+
+# Prices: the specification and the same ecosystem's catalogue, November 2026. Sizes: OpenAI API description, August 2026.
+_GPT_SIZES = "1024x1024 1536x1024 1024x1536 auto"
+_DALLE_SIZES = "1024x1024 1792x1024 1024x1792"
+CATALOGUE = (
+    #     name                              family   ¥/image refs  n  typical     sizes
+    Model("gemini-3-pro-image-preview",     "gemini", 1.00,    9,  1, "50-70 s"),
+    Model("gemini-3.1-flash-image-preview", "gemini", 0.20,    9,  1, "50-70 s"),
+    Model("gemini-2.5-flash-image",         "gemini", 0.15,    9,  1, "50-70 s"),
+    Model("gemini-2.5-flash-image-preview", "gemini", 0.15,    9,  1, "50-70 s"),
+    Model("gpt-image-2",                    "openai", 0.35,   16, 10, "60-300 s", _GPT_SIZES + " WxH"),
+    Model("gpt-image-1",                    "openai", 0.50,   16, 10, "60-300 s", _GPT_SIZES),
+    Model("dall-e-3",                       "openai", 0.26,    0,  1, "60-300 s", _DALLE_SIZES),
+)  # fmt: skip
+# Names outside the catalogue, after an optional vendor prefix such as google/, most likely first for each family.
+PATTERNS = (
+    (r"(chat)?gpt-image-.+", Model("", "openai", None, 16, 10, "60-300 s", _GPT_SIZES)),
+    (r"dall-e-.+",           Model("", "openai", None, 16, 10, "60-300 s", _DALLE_SIZES)),
+    (r"gemini-.*image.*",    Model("", "gemini", None,  9,  1, "50-70 s")),
+)  # fmt: skip
+OPENAI_SIZE_BY_RATIO = {
+    "1:1": "1024x1024", "3:2": "1536x1024", "2:3": "1024x1536", "4:3": "1536x1152", "3:4": "1152x1536",
+    "16:9": "1536x864", "9:16": "864x1536", "4:5": "1024x1280", "5:4": "1280x1024", "21:9": "1568x672",
+}  # fmt: skip
+
+# A key and a URL of one row belong together; rows, and then the files, in order of precedence.
+CONFIG_ROWS = (
+    ("OMNIMAAS_API_KEY", "OMNIMAAS_BASE_URL"),
+    ("PRODUCT_SHOTS_IMAGEGEN_API_KEY", "PRODUCT_SHOTS_IMAGEGEN_BASE_URL"),
+    ("RENDER_API_KEY", "RENDER_BASE_URL"),
+    ("CANVASFLOW_IMAGEGEN_API_KEY", "CANVASFLOW_IMAGEGEN_BASE_URL"),
+)
+KEY_FILES = ("~/.product_shots_imagegen_api_key", "~/.product_shots_render_api_key", "~/.canvasflow_imagegen_api_key")
+DEFAULT_URL_KEYS = (CONFIG_ROWS[0][0], KEY_FILES[0])  # sources of keys that need no URL
+ENDPOINTS = {"edits": "/images/edits", "openai": "/images/generations", "gemini": "/chat/completions"}
+
+# Pillow's name, MIME type, first bytes, file extensions. Only these are ever decoded: EPS, for one, would run a program.
+FORMATS = (
+    ("PNG",      "image/png",  rb"\x89PNG\r\n\x1a\n",                     (".png",)),
+    ("JPEG",     "image/jpeg", rb"\xff\xd8\xff",                          (".jpeg", ".jpg", ".jpe", ".jfif")),
+    ("WEBP",     "image/webp", rb"RIFF....WEBP",                          (".webp",)),
+    ("GIF",      "image/gif",  rb"GIF8[79]a",                             (".gif",)),
+    ("BMP",      "image/bmp",  rb"BM.{12}[\x0c-\x7c]\0\0\0",              (".bmp",)),
+    ("TIFF",     "image/tiff", rb"II\*\0|MM\0\*",                         (".tif", ".tiff")),
+    ("AVIF",     "image/avif", rb"....ftypavi[fs]",                       (".avif",)),
+    ("HEIF",     "image/heif", rb"....ftyp(he[iv][a-z]|mif1|msf1)",       (".heic", ".heif")),
+    ("JPEG2000", "image/jp2",  rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", (".jp2",)),
+)  # fmt: skip
+MIME_BY_FORMAT = {name: mime for name, mime, _, _ in FORMATS}
+FORMAT_BY_EXTENSION = {extension: name for name, _, _, extensions in FORMATS for extension in extensions}
+SENT_FORMATS = ("PNG", "JPEG", "WEBP")
+
+# What a status, an error body's codes or its sentence mean; the first row that matches both the status and one of the two
+# others holds. Gateways' documentation and issue threads, November 2026. Gemini's RESOURCE_EXHAUSTED speaks of quota but
+# passes by itself, so it comes first; a code that stays true on a second try outranks a 5xx. "" matches all, NEVER nothing.
+NEVER = r"(?!)"
+MEANINGS = (
+    # error          retry  status     codes
+    (QuotaError,       True,  r"",     r"resource_exhausted|rate_limit|too_many_requests|throttl", r"rate limit"),
+    (QuotaError,       False, r"",     r"insufficient_|quota_failed|quota_not_enough|billing|balance|arrear|payment"
+                                       r"|no_credit|credits?_(exhausted|depleted)",
+                                       r"(insufficient|not enough|no) (\w+ )?(balance|credits?|quota|funds)|out of credit"
+                                       r"|余额不足|额度不足|额度已用尽|欠费"),
+    (RefusedError,     False, r"",     r"moderation|content_?policy|content_?filter|safety|sensitive|prohibited"
+                                       r"|prompt_?blocked|policy_violation|inappropriate|nsfw|data_inspection",
+                                       r"safety system|content polic|usage polic|moderation|sensitive word|敏感|违规"),
+    (AuthError,        False, r"",     r"api_?key|invalid_token|authentication|unauthori[sz]ed|unauthenticated",
+                                       r"(invalid|incorrect) api key|api key not valid"),
+    (AuthError,        False, r"40[13]", r"", r""),
+    (QuotaError,       False, r"402",    r"", r""),
+    (QuotaError,       True,  r"429",    r"", r""),
+    (RejectedError,    False, r"[25]..", r"invalid_(request|param|value|arg|model|size|image|type|url)|not_found|missing_"
+                                         r"|unsupported|convert_request|bad_request|validation|unknown_(model|param)", NEVER),
+    (UnavailableError, True,  r"5..",    r"", r""),
+    (ResponseError,    False, r"2..",    r"", r""),
+    (RejectedError,    False, r"",       r"", r""),
+)  # fmt: skip
+HINTS = {
+    "404": "Check the base URL (most end in /v1) and the model's name: generate.py --check.",
+    "413": "Use fewer or smaller references.",
+    "auth": "Check that the key is right and belongs to this gateway: generate.py --check.",
+    "quota": "Wait a minute or top up the account, then run the same command again.",
+    "unavailable": "Run the same command again in a minute; the last attempt may have been billed.",
+    "refused": "Reword the prompt or choose another reference.",
+    "rejected": "Correct what the message names; generate.py --list-models shows what each model takes.",
+    "response": "Look at what the gateway said before paying for another try.",
+}
+# The wire's exceptions in plain words; their own text, which may quote headers, is never shown.
+WIRE_FAULTS = (
+    (r"resolv|getaddrinfo|name or service|nodename", "its name cannot be resolved"),
+    (r"CA certificate bundle", "the CA bundle of REQUESTS_CA_BUNDLE or SSL_CERT_FILE cannot be read"),
+    (r"certificate|SSL", "TLS failed, its certificate is not trusted or it speaks no TLS"),
+    (r"SOCKS", "a SOCKS proxy needs the package PySocks"),
+    (r"proxy", "the proxy cannot be reached"),
+    (r"timed? ?out", "the time allowed is over"),
+    (r"refused", "connection refused"),
+    (r"reset|broken pipe", "the connection was reset"),
+    (r"closed|incomplete|disconnected|remote end", "the connection was closed too early"),
+    (r"unreachable|no route", "there is no route to it"),
+    (r"more than \d+ bytes", "it is endless"),
+)
+
+# Keys of an answer under which there is never the result, and those under which it is only when nothing better is there.
+AVATAR = re.compile(r"avatar|favicon|emoji", re.I)
+IGNORED_KEYS = re.compile(
+    AVATAR.pattern + r"|\b(author|user|profile|input|request|prompt|mask|help|support|docs?|documentation|homepage|website"
+    r"|terms|policy|policies|callback|webhook|citations?|annotations?)\b",
+    re.I,
+)
+DRAFT_KEYS = re.compile(r"thumb|preview|draft|partial|thought|thinking|reasoning|\b(icon|logo)s?\b", re.I)
+CANNOT = re.compile(
+    r"\b(can['’]?t|cannot|can not|unable to|won['’]t|not able to|decline to)\b.{0,40}\b(generat|creat|mak|draw|produc|help"
+    r"|assist|fulfil|edit|comply|process|provide|do)|无法|不能|抱歉",
+    re.I | re.S,
+)
+REFUSED_FINISH = re.compile(r"content_?filter|safety|prohibited|blocklist|spii|recitation|moderation|sensitive", re.I)
+UNFINISHED = re.compile(r"queue|pending|process|submit|progress|running|created|waiting|not_?start", re.I)
+TASK_KEYS = r"(task|job|generation|prediction)_?id"
+DATA_URL = re.compile(r"data:[\w./+-]*(?:;[\w.=+-]+)*;base64,\s*([\w+/%\r\n-]+={0,2})", re.A)
+LONG_BASE64 = re.compile(r"[\w+/-]{64}[\w+/\r\n-]*={0,2}", re.A)
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(\s*<?([^\s<>)]+)|<(img)\b[^>]*?()\bsrc=[\"']([^\"']+)|()()(https?://[^\s\"'<>)\]]+)", re.I)
+PICTURE_NAME = re.compile(r"\.(png|jpe?g|webp|gif|avif)\b", re.I)
+URL_SAFE, FROM_URL_SAFE = str.maketrans("+/", "-_"), str.maketrans("-_", "+/")
+
+# Fields that a flag or the program itself sets, so that --param must not; streamed answers are not read.
+RESERVED_PARAMS = re.compile(r"model|prompt|messages|n|size|image(\[\])?|mask|aspect_ratio|negative_prompt|stream")
+
+# Required word for word, see the specification's section Onboarding.
+ONBOARDING = """\
+**This skill needs an image-gateway API key before it can generate.** You haven't configured one yet — here's the 30-second setup:
+
+**Option A — temporary (this terminal only):**
+```bash
+export OMNIMAAS_API_KEY="sk-..."             # your OmniMaaS / Cloubic token
+# optional: only set this if you have a private gateway endpoint
+# export OMNIMAAS_BASE_URL="https://api.omnimaas.com/v1"
+```
+
+**Option B — persistent across sessions:**
+Add the same `export` line to your `~/.zshrc` (or `~/.bashrc`), then `source ~/.zshrc`.
+
+**Option C — file-based (no env vars):**
+```bash
+echo "sk-..." > ~/.product_shots_imagegen_api_key
+chmod 600 ~/.product_shots_imagegen_api_key
+```
+
+**Where the key comes from:** [docs.cloubic.com](https://docs.cloubic.com) — get a token from the OmniMaaS / Cloubic dashboard. The same token covers both OpenAI `gpt-image-2` and Gemini `gemini-3-pro-image-preview` (Nano Banana Pro).
+
+Any OpenAI-SDK-compatible image gateway also works — replace `OMNIMAAS_*` with `PRODUCT_SHOTS_IMAGEGEN_BASE_URL` + `PRODUCT_SHOTS_IMAGEGEN_API_KEY` pointing at your gateway.
+
+Once configured, re-run the original request."""  # noqa: E501
+
+
+# --- Secrecy ---
+
+
+def mask_key(key: str) -> str:
+    """The first 8 characters of a key and never more than half of it: sk-wPfH6K…"""
+    return key[: min(8, len(key) // 2)] + "…"
+
+
+def redact(value: Any, keys: Sequence[str]) -> Any:
+    """Blot every trace of the keys out of a text, or out of all texts of a JSON tree.
+
+    Gateways echo keys whole, masked in the middle, encoded or split over two fields: any 8 characters in a row count,
+    except the first 8 standing alone, which `mask_key` shows.
+    """
+    if isinstance(value, dict):
+        return {redact(name, keys): redact(item, keys) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redact(item, keys) for item in value]
+    pieces = {re.escape(piece) for key in keys for form in _written_forms(key) for piece in _pieces(form)}
+    if not pieces or not isinstance(value, str):
+        return value
+    return re.sub(rf"(?:(?={'|'.join(pieces)})[\s\S])+[\s\S]{{,7}}", "[key]", value, flags=re.I)
+
+
+def _written_forms(key: str) -> list[str]:
+    raw = key.encode("utf-8")
+    forms = [key, quote(key, safe=""), raw.hex(), "".join(f"\\u{byte:04x}" for byte in raw)]
+    for shift in range(3):  # base64 depends on where the key stands in what was encoded, and its ends on the neighbours
+        inner = base64.b64encode(b"\0" * shift + raw)[4 if shift else 0 : -4].decode("ascii")
+        forms += [inner, inner.translate(URL_SAFE)] if len(inner) > 8 else []
+    return forms
+
+
+def _pieces(form: str) -> set[str]:
+    return {form[:9]} | {form[i : i + 8] for i in range(1, len(form) - 7)}
+
+
+# --- Configuration ---
+
+
+def load_api_key() -> tuple[str, str]:
+    """Find the API key; returns (key, where it was found).
+
+    Order: the key variables of CONFIG_ROWS, then KEY_FILES; blank ones count as unset.
+    raises: ConfigError when there is none (its hint is the onboarding message) or when it is malformed
+    """
+    sources = [(os.environ.get(variable, ""), variable) for variable, _ in CONFIG_ROWS]
+    for text, source in [*sources, *((None, name) for name in KEY_FILES)]:
+        key = (_read_key_file(source) if text is None else text).strip()
+        if key:
+            return _checked_key(key, source), source
+    raise ConfigError("No API key is configured.", ONBOARDING)
+
+
+def _read_key_file(name: str) -> str:
+    path = os.path.expanduser(name)
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            key = file.read(10_000)
+            if key.strip() and os.name == "posix" and os.fstat(file.fileno()).st_mode & 0o077:
+                log.warning("the key file %s can be read by others; type: chmod 600 %s", name, name)
+            return key
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as exc:
+        reason = getattr(exc, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"The key file {name} cannot be read: {reason}.", f"Mend or remove {name}.") from None
+
+
+def _checked_key(key: str, source: str) -> str:
+    if re.fullmatch(r"[!-~]+", key):
+        return key
+    problem = f"The key from {source} holds a space, a line break or a character that is not ASCII."
+    raise ConfigError(problem, "Copy it again, without anything around it.")
+
+
+def load_base_url(key_source: str | None = None) -> tuple[str, str]:
+    """Find the gateway's base URL; returns (url, where it was found).
+
+    Order: the URL variables of CONFIG_ROWS, then DEFAULT_BASE_URL for a key that comes from one of DEFAULT_URL_KEYS.
+    raises: ConfigError when there is none or when it is malformed
+    """
+    for _, variable in CONFIG_ROWS:
+        if url := os.environ.get(variable, "").strip():
+            return _checked_url(url, variable), variable
+    key_source = key_source or load_api_key()[1]
+    if key_source in DEFAULT_URL_KEYS:
+        return DEFAULT_BASE_URL, "default"
+    variable = dict(CONFIG_ROWS).get(key_source, CONFIG_ROWS[1][1])
+    raise ConfigError(f"There is no base URL for the key from {key_source}.", f"Set {variable} to your gateway's URL.")
+
+
+def _checked_url(url: str, source: str) -> str:
+    url = url.rstrip("/")
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        parts, host = urlsplit(""), ""
+    endpoint = next((end for end in ENDPOINTS.values() if url.endswith(end)), "")
+    shown = "" if "@" in url else f" {url!r}"
+    for wrong, what, right in (
+        ("@" in parts.netloc, "holds a user name or a password, which never travel in a URL", DEFAULT_BASE_URL),
+        (parts.scheme not in ("http", "https") or not host, "is no http or https address", DEFAULT_BASE_URL),
+        (re.search(r"[^!-~]|[?#]", url), "holds a blank, a query, a fragment or a letter beyond ASCII", DEFAULT_BASE_URL),
+        (endpoint, f"ends in the endpoint {endpoint}, which is added by itself", url[: len(url) - len(endpoint)]),
+    ):
+        if wrong:
+            raise ConfigError(f"The base URL{shown} from {source} {what}.", f"Set it like this: {right}")
+    if parts.scheme == "http" and not re.fullmatch(r"localhost|127(\.\d+){3}|::1", host):
+        log.warning("the base URL %s from %s is plain http: the key travels unencrypted", url, source)
+    return url
+
+
+def load_target(api_key: str | None = None, base_url: str | None = None) -> Target:
+    """Key and URL from the arguments, else from the configuration; refused when the key belongs to another gateway."""
+    key, key_source = load_api_key() if api_key is None else (_checked_key(api_key, "api_key"), "api_key")
+    url, url_source = load_base_url(key_source) if base_url is None else (_checked_url(base_url, "base_url"), "base_url")
+    row = next((row for row in CONFIG_ROWS if url_source in row and key_source not in row), None)
+    if row and (own_key := os.environ.get(row[0], "").strip()) and own_key != api_key:
+        raise ConfigError(
+            f"The key from {key_source} would go to the gateway of {url_source}, which has a key of its own in {row[0]}.",
+            f"Unset {url_source} or {row[0] if api_key else key_source}, or set the URL that belongs to the key.",
+        )
+    if row:
+        log.warning("the key from %s goes to the gateway from %s", key_source, url_source)
+    return Target(key, key_source, url, url_source)
+
+
+def configured_keys() -> list[str]:
+    """Every key that is configured, in use or not, for redaction."""
+    keys = [os.environ.get(variable, "").strip() for variable, _ in CONFIG_ROWS]
+    for name in KEY_FILES:
+        with contextlib.suppress(OSError, ValueError), open(os.path.expanduser(name), encoding="utf-8-sig") as file:
+            keys.append(file.read(10_000).strip())
+    return [key for key in keys if key]
+
+
+# --- Routing and validation ---
+
+
+def find_model(name: str, family: str | None = None) -> Model:
+    """The catalogue's row of a model, or one made for a name outside it.
+
+    gpt-image-2 -> its row    google/gemini-9-image -> a gemini row without a price    gpt-5 -> UsageError
+    """
+    known = {model.name: model for model in CATALOGUE}
+    plain = str(name).rsplit("/", 1)[-1].lower()
+    fitting = [row for pattern, row in PATTERNS if re.fullmatch(pattern, plain)]
+    fitting += [row for _, row in PATTERNS if row.family == family and plain]
+    if name not in known and not fitting:
+        hint = f"Use one of {', '.join(known)}; for another image model of your gateway add --family openai or gemini."
+        raise UsageError(f"The model {name!r} is not a known image model.", hint)
+    model = known.get(name) or fitting[0]._replace(name=name)
+    if family not in (None, model.family):
+        raise UsageError(f"The family of {name!r} is {model.family!r}, not {family!r}.", "Leave --family out.")
+    return model
+
+
+def model_family(model: str) -> str:
+    """The family of a model's name, "openai" or "gemini"; raises UsageError with the supported list."""
+    return find_model(model).family
+
+
+def validate_args(args: Args) -> Args:
+    """Check all that can be checked without files and network, and fill in family and size.
+
+    raises: UsageError naming the argument, its value and what would be right
+    """
+    model = find_model(args.model, args.family)
+    given = args.reference_images
+    paths = (given,) if isinstance(given, (str, os.PathLike)) else tuple(given)
+    args = args._replace(family=model.family, reference_images=tuple(os.path.expanduser(path) for path in paths))
+    for message, hint in _faults(args, model):
+        raise UsageError(message, hint)
+    if model not in CATALOGUE:
+        log.warning("the model %s is not in the catalogue: taken for %s, its price unknown", model.name, model.family)
+    if model.family == "openai":
+        if args.size is not None and args.aspect_ratio is not None:
+            log.warning("the size %s wins over the aspect ratio %s", args.size, args.aspect_ratio)
+        return args._replace(size=choose_size(model, args.aspect_ratio, args.size))
+    for name, default in (("n", 1), ("size", None), ("mask", None)):
+        if getattr(args, name) != default:
+            log.warning("%s takes no %s: it is left out, and one image is made", model.name, name)
+    return args._replace(n=1, size=None, mask=None)
+
+
+def _faults(args: Args, model: Model) -> Iterator[tuple[str, str]]:
+    for what, text in (("prompt", args.prompt), ("negative prompt", args.negative_prompt or "none")):
+        if not isinstance(text, str) or not text.strip():
+            yield f"The {what} is blank.", "Say what the picture shows."
+        elif len(text) > MAX_PROMPT_CHARS:
+            yield f"The {what} has {len(text)} characters.", f"Use at most {MAX_PROMPT_CHARS}."
+        elif re.search("[\ud800-\udfff]", text):
+            yield f"The {what} {text[:40]!a} is not valid text.", "Pass it as UTF-8."
+    if args.aspect_ratio not in (None, *OPENAI_SIZE_BY_RATIO):
+        yield f"The aspect ratio is {args.aspect_ratio!r}.", f"Use one of {', '.join(OPENAI_SIZE_BY_RATIO)}."
+    for what, value, high in (("n", args.n, 10), ("attempts", args.attempts, 5)):
+        if type(value) is not int or not 1 <= value <= high:
+            yield f"{what} is {value!r}.", f"Use a whole number from 1 to {high}."
+    if type(args.timeout) not in (int, float) or not 0 < args.timeout <= 86_400:
+        yield f"The timeout is {args.timeout!r}.", "Use a number of seconds, at most 86400."
+    if model.family == "openai" and args.n > model.max_n:
+        yield f"n is {args.n}.", f"{model.name} makes one image a call: leave n out."
+    if len(args.reference_images) > model.max_references:
+        right = f"{model.name} takes {model.max_references}" if model.max_references else f"Use {DEFAULT_MODEL} or gpt-image-2"
+        yield f"There are {len(args.reference_images)} reference images.", right + "."
+    if args.mask is not None and not args.reference_images:
+        yield f"The mask {os.fspath(args.mask)!r} has no reference image to go with.", "Add the reference image."
+    for name in args.params:
+        if RESERVED_PARAMS.fullmatch(name):
+            yield f"The parameter {name!r} is set by the program itself.", "Use the flag of that name, if there is one."
+    if args.proxy is not None and not re.fullmatch(r"(https?|socks5h?)://([^/@]*@)?[\w.\[\]:-]+/?", args.proxy):
+        yield "The proxy is not an address such as http://127.0.0.1:7890.", "Correct the proxy."
+
+
+def choose_size(model: Model, aspect_ratio: str | None = None, size: str | None = None) -> str:
+    """The pixel size an openai model is asked for: the given one, the ratio's exact one, or the nearest shape it has.
+
+    gpt-image-2, 16:9 -> 1536x864    gpt-image-1, 16:9 -> 1536x1024    dall-e-3, 16:9 -> 1792x1024    no ratio -> 1024x1024
+    """
+    sizes = model.sizes.split()
+    if size is not None:
+        for message, hint in _size_faults(model, sizes, size):
+            raise UsageError(message, hint)
+        return size
+    if aspect_ratio is None:
+        return DEFAULT_SIZE
+    if "WxH" in sizes:
+        return OPENAI_SIZE_BY_RATIO[aspect_ratio]
+    width, height = map(int, aspect_ratio.split(":"))
+    square, landscape, portrait = sizes[:3]
+    return landscape if width > height else portrait if height > width else square
+
+
+def _size_faults(model: Model, sizes: Sequence[str], size: Any) -> Iterator[tuple[str, str]]:
+    right = f"{model.name} takes {', '.join(sizes)}"
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", str(size), re.A)
+    if not match and (size != "auto" or size not in sizes):
+        yield f"The size is {size!r}.", f"Use WIDTHxHEIGHT with a plain x: {right}."
+    elif match and size not in sizes and "WxH" in sizes:
+        width, height = int(match[1]), int(match[2])
+        fits = width % 16 == height % 16 == 0 and max(width, height) <= min(3840, 3 * min(width, height))
+        if not fits or not 655_360 <= width * height <= 8_294_400:
+            rule = "multiples of 16, 1:3 to 3:1, 655,360 to 8,294,400 pixels, no edge over 3840"
+            yield f"The size is {size!r}.", f"{right}: {rule}."
+    elif size not in sizes and model in CATALOGUE:
+        yield f"The size is {size!r}.", f"{right}."
+
+
+def compose_prompt(prompt: str, negative_prompt: str | None, aspect_ratio: str | None, family: str) -> str:
+    """The prompt that is sent: ("a cup", "text", "16:9", "gemini") -> "a cup (aspect ratio: 16:9) Avoid: text"."""
+    ratio = f"(aspect ratio: {aspect_ratio})" if aspect_ratio and family == "gemini" else ""
+    avoid = f"Avoid: {negative_prompt}" if negative_prompt else ""
+    return " ".join(part for part in (prompt, ratio, avoid) if part)
+
+
+# --- Requests ---
+
+
+def build_call(args: Args, url: str, references: Sequence[Reference], mask: Reference | None = None) -> Call:
+    """The one request of validated arguments: pure, the same whether it is sent or shown."""
+    prompt = compose_prompt(args.prompt, args.negative_prompt, args.aspect_ratio, str(args.family))
+    if args.family == "gemini":
+        content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
+        content += [{"type": "image_url", "image_url": {"url": image}} for image in references]
+        message = {"role": "user", "content": content}
+        return Call(url + ENDPOINTS["gemini"], {"model": args.model, "messages": [message], **args.params})
+    body = {"model": args.model, "prompt": prompt, "n": args.n, "size": args.size, **args.params}
+    if not references:
+        return Call(url + ENDPOINTS["openai"], body)
+    parts = [("image[]", f"image-{i}", image) for i, image in enumerate(references, 1)]
+    parts += [("mask", "mask", mask)] if mask else []
+    # Some gateways trust the file name's extension over the Content-Type.
+    files = [(field, f"{stem}.{image.mime.split('/')[1]}", image) for field, stem, image in parts]
+    return Call(url + ENDPOINTS["edits"], {k: v if isinstance(v, str) else json.dumps(v) for k, v in body.items()}, files)
+
+
+def map_leaves(tree: Any, show: Callable[[Reference], str]) -> Any:
+    """A request body with its pictures as text."""
+    if isinstance(tree, Reference):
+        return show(tree)
+    if isinstance(tree, Mapping):
+        return {name: map_leaves(item, show) for name, item in tree.items()}
+    return [map_leaves(item, show) for item in tree] if isinstance(tree, (list, tuple)) else tree
+
+
+# --- Pictures ---
+
+
+def sniff_format(data: bytes | bytearray) -> str | None:
+    """Pillow's name of the format that the first bytes announce, whatever label they came with."""
+    return next((name for name, _, signature, _ in FORMATS if re.match(signature, data[:64], re.S)), None)
+
+
+@contextlib.contextmanager
+def decoding(data: bytes) -> Iterator[Any]:
+    """A Pillow image of untrusted bytes; ValueError when they are no picture, damaged, or too large to decode."""
+    from PIL import Image
+
+    name = sniff_format(data)
+    if name is None:
+        raise ValueError("it is not a picture" if data else "it is empty")
+    try:
+        with Image.open(io.BytesIO(data), formats=[name]) as image:
+            yield image
+    except KeyError:
+        raise ValueError(f"there is no decoder for {name}") from None
+    except Exception as exc:  # Pillow's decoders raise whatever a broken file provokes
+        raise ValueError(f"it cannot be decoded: {str(exc) or type(exc).__name__}") from None
+
+
+def read_picture(data: bytes) -> Picture:
+    """Prove that bytes are a whole picture by decoding them; raises ValueError."""
+    with decoding(data) as image:
+        name, size = image.format, image.size
+        image.draft(None, (size[0] // 8, size[1] // 8))  # a JPEG is still read to its end, at a 64th of the memory
+        image.load()
+    return Picture(data, "JPEG" if name == "MPO" else name, size)
+
+
+def standardise(image: Any, edge_px: int | None = None) -> Any:
+    """Upright, sRGB, 8 bits a channel, RGB or RGBA, no metadata, and at most edge_px on the longer side."""
+    from PIL import Image, ImageCms, ImageOps
+
+    transparent = "A" in image.getbands() or "transparency" in image.info
+    if image.mode[0] in "IF":  # 16 or 32 bits of grey, which convert() would clip
+        scale = 255 / (65535 if image.mode[0] == "I" else max(1.0, image.getextrema()[1]))
+        image = image.point(lambda value: value * scale).convert("L")
+    elif image.mode in ("1", "P", "PA", "LA") or transparent:
+        image = image.convert("RGBA" if transparent else "RGB")
+    if edge_px:
+        image.thumbnail((edge_px, edge_px), Image.Resampling.LANCZOS)
+    image = ImageOps.exif_transpose(image)
+    mode = "RGBA" if transparent else "RGB"
+    if profile := image.info.get("icc_profile"):
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            image = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode)
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            log.warning("a colour profile does not fit its picture and is left out: colours may be off")
+    image = image.convert(mode)
+    image.info = {}
+    return image
+
+
+def encode(image: Any, name: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, name, **options)
+    return stream.getvalue()
+
+
+def maybe_resize(path: PathLike, max_dim: int = REFERENCE_EDGES_PX[0], max_bytes: int = REFERENCE_LIMIT_BYTES) -> Reference:
+    """Read a reference picture as the gateways take it: at most max_dim pixels and max_bytes, upright, PNG, JPEG or WebP.
+
+    A file that is all this already goes out byte for byte. Any other is remade in memory: its first frame, in sRGB, as
+    JPEG, or with transparency as PNG or WebP; never enlarged. 4000x3000 -> 1024x768, 800x600 -> 800x600
+    raises: UsageError naming the file
+    """
+    return shrink(read_file(path), max_dim, max_bytes, path)
+
+
+def shrink(data: bytes, max_dim: int, max_bytes: int = REFERENCE_LIMIT_BYTES, path: PathLike = "") -> Reference:
+    try:
+        with decoding(data) as image:
+            size, orientation = image.size, image.getexif().get(0x0112, 1)
+            ready = image.format in SENT_FORMATS and orientation not in range(2, 9) and getattr(image, "n_frames", 1) == 1
+            if ready and max(size) <= max_dim and len(data) <= max_bytes:
+                image.load()
+                return Reference(data, MIME_BY_FORMAT[image.format], size, size)
+            size = size[::-1] if orientation in range(5, 9) else size
+            image = standardise(image, max_dim)
+            name, data = next((name, data) for name, data in _ever_smaller(image) if len(data) <= max_bytes or max(image.size) == 1)
+            return Reference(data, MIME_BY_FORMAT[name], image.size, size)
+    except ValueError as exc:
+        raise UsageError(f"The picture {str(path)!r} cannot be used: {exc}.", "Convert it to PNG or JPEG.") from exc
+
+
+def _ever_smaller(image: Any) -> Iterator[tuple[str, bytes]]:
+    """Encodings of an image, less and less quality first, then, shrinking the image itself, less and less pixels."""
+    opaque = image.mode == "RGB" or image.getextrema()[3][0] == 255
+    while True:
+        if not opaque:
+            yield "PNG", encode(image, "PNG")
+        for quality in REFERENCE_QUALITIES:
+            name = "JPEG" if opaque else "WEBP"
+            yield name, encode(image.convert("RGB") if opaque else image, name, quality=quality)
+        image.thumbnail((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)))
+
+
+def read_file(path: PathLike) -> bytes:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UsageError(f"{str(path)!r} is not a file.", "Name one picture file.")
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as exc:
+        raise UsageError(f"{str(path)!r} cannot be read: {_reason(exc)}.", "Check the path.") from exc
+
+
+def _reason(exc: Exception) -> str:
+    return getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
+
+
+def fit_mask(path: PathLike, reference: Reference) -> Reference:
+    """A mask at the size of the reference it goes with, byte for byte when it has that size already.
+
+    raises: UsageError unless it is a PNG with alpha and of the same pixel size as the reference's file
+    """
+    data = read_file(path)
+    from PIL import Image
+
+    try:
+        with decoding(data) as image:
+            transparent = "A" in image.getbands() or "transparency" in image.info
+            if image.format != "PNG" or not transparent or image.size != reference.full_size:
+                raise ValueError("it is not a PNG with transparency, {}x{} as its reference".format(*reference.full_size))
+            image.load()
+            if image.size != reference.size or len(data) > REFERENCE_LIMIT_BYTES:
+                blank = Image.new("RGBA", reference.size)
+                blank.putalpha(image.convert("RGBA").getchannel("A").resize(reference.size))
+                data = encode(blank, "PNG")
+    except ValueError as exc:
+        raise UsageError(f"The mask {str(path)!r} cannot be used: {exc}.", "Make what may change transparent.") from exc
+    return Reference(data, "image/png", reference.size, reference.full_size)
+
+
+# --- Answers ---
+
+
+def parse_body(body: bytes | bytearray) -> Any:
+    """A body as a JSON tree, for an event stream as the list of its events' trees, or else as text."""
+    text = body.decode(json.detect_encoding(body), "replace").strip("\ufeff \t\r\n\0")
+    for candidate in (text, "[" + ",".join(re.findall(r"^data:\s*([{\[].*)", text, re.M)) + "]"):
+        with contextlib.suppress(ValueError, RecursionError):
+            if candidate != "[]":
+                return json.loads(candidate)
+    return text
+
+
+def walk(tree: Any) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Every text of a tree in document order and the path to it; JSON inside a text is entered, too."""
+    stack: list[tuple[tuple[Any, ...], Any]] = [((), tree)]
+    while stack:
+        path, node = stack.pop()
+        if isinstance(node, str):
+            yield path, node
+            with contextlib.suppress(ValueError, RecursionError):
+                node = json.loads(node) if node[:1] in ("{", "[") else None
+        if isinstance(node, dict):
+            path += ("thought",) if node.get("thought") is True else ()
+            stack += [(path + (name,), node[name]) for name in reversed(node)]
+        elif isinstance(node, list):
+            stack += [(path + (i,), node[i]) for i in reversed(range(len(node)))]
+
+
+def texts_under(tree: Any, keys: str) -> list[str]:
+    """The texts of a tree whose own key matches, blank and very long ones left out."""
+    found = [text for path, text in walk(tree) if re.fullmatch(keys, str(path[-1:] and path[-1]), re.I)]
+    return [text for text in found if text.strip() and len(text) < 100_000]
+
+
+def decode_base64(text: str) -> bytes:
+    """Base64 of either alphabet, padded or not, in lines or not; b"" unless its first bytes are a picture's."""
+    with contextlib.suppress(ValueError):
+        head = unquote("".join(text[:200].split())[:96]).translate(FROM_URL_SAFE)[:48]
+        if len(head) < 48 or not sniff_format(binascii.a2b_base64(head)):
+            return b""
+        text = unquote(text) if "%" in text else text
+        text = text.translate(FROM_URL_SAFE) if "-" in text or "_" in text else text
+        for whole in (text, text + "==", text.rstrip()[:-1] + "=="):  # the last: cut off inside a group of four
+            with contextlib.suppress(ValueError):
+                return binascii.a2b_base64(whole)
+    return b""
+
+
+def find_images(tree: Any) -> Iterator[Find]:
+    """All that may be a picture in an answer, wherever it stands: base64 whose first bytes are a picture's, and links."""
+    for path, text in walk(tree):
+        found = [text] if len(text) >= 64 else []
+        found += [match[1] for match in DATA_URL.finditer(text)]
+        if not path:  # no JSON, or JSON cut short: base64 stands in quotes, perhaps with escapes
+            found += LONG_BASE64.findall(text.replace("\\/", "/").replace("\\r", "").replace("\\n", "\n"))
+        finds = [Find(path, data) for data in map(decode_base64, found) if data]
+        yield from finds
+        if not finds and len(text) < 100_000 and not CANNOT.search(text):
+            yield from (Find(path, link=link) for link in _links(" ".join(_words(path)), text.strip()))
+
+
+def _links(key: str, text: str) -> Iterator[str]:
+    if re.fullmatch(r"https?://\S+", text, re.I):
+        yield text
+    elif re.fullmatch(r"/?/?[\w.~%/-]+(\?\S*)?", text) and (
+        PICTURE_NAME.search(text) or text[0] == "/" and re.search(r"ur[li]|link|href|src|path|image|file|output|result", key)
+    ):
+        yield text
+    for match in LINK.finditer(text) if " " in text or "(" in text or "\n" in text else ():
+        mark, label, link = (group for group in match.groups() if group is not None)
+        named = PICTURE_NAME.search(link) or re.search(r"image|picture|photo|download|图|下载", label, re.I)
+        if (mark or named and re.match("https?:", link, re.I)) and not AVATAR.search(f"{label} {link}"):
+            yield link
+
+
+def _words(path: Sequence[Any]) -> str:
+    """A path as words: ("data", 0, "imageUrl") -> "data 0 image Url"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|[_-]", " ", " ".join(map(str, path)))
+
+
+def choose_results(finds: Sequence[Find], family: str, echoes: Sequence[bytes] = ()) -> list[list[Find]]:
+    """Which finds are the result: for every picture made a list of alternatives, best first.
+
+    openai: each element of a list is a picture; bytes and link in it are alternatives. gemini: one picture, the last.
+    The caller's own references, and what stands under keys such as avatar or input, are never results.
+    """
+    usable = [find for find in finds if (find.link or find.data not in echoes) and not IGNORED_KEYS.search(_words(find.path))]
+    usable = [find for find in usable if not DRAFT_KEYS.search(_words(find.path))] or usable
+    groups: dict[Any, list[Find]] = {}
+    for find in usable:
+        depth = max((i + 1 for i, step in enumerate(find.path) if isinstance(step, int)), default=0)
+        if family == "gemini" or find.path[:1] == usable[0].path[:1]:
+            groups.setdefault(find.path[:depth] if family == "openai" else (), []).insert(0, find)
+    return [sorted(group, key=lambda find: not find.data) for group in groups.values()]
+
+
+def read_answer(body: bytes | bytearray, args: Args, echoes: Sequence[bytes], fetch: Callable[[str], bytes]) -> tuple[list[Picture], Any]:
+    """All pictures of a successful answer and its usage; `fetch` gets the bytes behind a link.
+
+    raises: what `classify_response_error` finds, or ResponseError when what is there is no whole picture
+    """
+    tree = None if sniff_format(body) else parse_body(body)
+    finds = [Find((), bytes(body))] if tree is None else list(find_images(tree))
+    finds = [find for find in finds if find.data or not _refusal(tree)]
+    pictures: list[Picture] = []
+    faults, links, salvage = [], [], b""
+    for group in choose_results(finds, str(args.family), echoes):
+        for find in group:
+            try:
+                data = find.data or fetch(find.link)
+                if data not in echoes:
+                    pictures.append(read_picture(data))
+                    break
+            except (ValueError, ResponseError) as exc:
+                faults.append(str(exc).rstrip("."))
+                links += [find.link] * bool(find.link)
+                salvage = find.data or salvage
+    missed = f"; still to be had: {' '.join(links)}" if links else ""
+    if not pictures and faults:
+        facts = {"image_url": links[-1]} if links else {}
+        raise ResponseError(f"The picture is unusable: {faults[-1]}.", HINTS["response"], salvage=salvage, **facts)
+    if not pictures:
+        classify_response_error(str(args.family), tree)
+    if len(pictures) < args.n:
+        log.warning("the gateway made %d of the %d images asked for%s", len(pictures), args.n, missed)
+    usage = (tree.get("usage") or tree.get("usageMetadata")) if isinstance(tree, dict) else None
+    return pictures, usage if isinstance(usage, dict) else {}
+
+
+def _refusal(tree: Any) -> str:
+    """Why a model says that it refused, "" when it does not."""
+    reasons = texts_under(tree, "(native_)?finish_?reason|block_?reason|stop_?reason")
+    return "".join((texts_under(tree, "refusal") + [reason for reason in reasons if REFUSED_FINISH.search(reason)])[:1])
+
+
+def one_line(text: str) -> str:
+    """Untrusted text as one short printable line; of an HTML page its title."""
+    text = text[:20_000]
+    if text.lstrip().startswith("<"):
+        title = re.search(r"<title[^>]*>(.*?)</title>", text, re.I | re.S)
+        text = title[1] if title else re.sub(r"<[^>]*>", " ", text)
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return text if len(text) <= 300 else text[:299] + "…"
+
+
+def error_facts(body: Any) -> tuple[str, str]:
+    """An error body's sentence and codes: {"error": {"message": "No", "type": "bad", "code": null}} -> ("No", "bad")."""
+    tree = parse_body(body) if isinstance(body, bytes) else body
+    if isinstance(tree, str):
+        return one_line(tree), ""
+    codes = [text for text in texts_under(tree, "code|type|status|reason|error_?code|error") if re.fullmatch(r"[\w.:-]+", text)]
+    places = [text for path, text in walk(tree) if "loc" in path]
+    texts = texts_under(tree, "(error_?)?(message|msg)") or texts_under(tree, r"detail|error|error_description|title|\d+")
+    return one_line(": ".join([".".join(places)] * bool(places) + texts[:1])), " ".join(dict.fromkeys(codes))
+
+
+def gateway_error(status: int, body: Any, headers: Mapping[str, str] = {}) -> ImageGenError:
+    """The one error that a status and a body amount to: the first fitting row of MEANINGS."""
+    message, codes = error_facts(body)
+    error, retryable = next(
+        (error, retryable)
+        for error, retryable, status_pattern, code_pattern, text_pattern in MEANINGS
+        if re.match(status_pattern, str(status))
+        and (re.search(code_pattern, codes, re.I) or re.search(text_pattern, message, re.I))
+    )
+    said = "".join(f" ({code})" for code in codes.split()[:1]) + (f": {message}" if message else "")
+    return error(
+        f"The gateway answered {status}{said}".rstrip(".") + ".", HINTS.get(str(status), HINTS[error.kind]),
+        status=status, retryable=retryable, retry_after_s=read_retry_after(headers),
+    )  # fmt: skip
+
+
+def read_retry_after(headers: Mapping[str, str]) -> float:
+    """The seconds that Retry-After (a number or a date) or retry-after-ms asks for, at most 60; 0 when it says nothing."""
+    import email.utils
+
+    named = {name.lower(): value.strip() for name, value in headers.items()}
+    wish, milliseconds = named.get("retry-after", ""), named.get("retry-after-ms", "")
+    try:
+        if re.fullmatch(r"[\d.]+", wish or milliseconds):
+            seconds = float(wish) if wish else float(milliseconds) / 1000
+        else:
+            seconds = email.utils.parsedate_to_datetime(wish).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return 0.0
+    return min(max(0.0, seconds), MAX_RETRY_AFTER_S)
+
+
+def handle_http_error(family: str, status: int, body: Any, headers: Mapping[str, str] = {}) -> NoReturn:
+    """Raise the ImageGenError of an answer whose status is no success; the body is bytes, text or a JSON tree."""
+    if 300 <= status < 400:
+        body = f"it redirects to {headers.get('location', 'nowhere')}, which a POST must not follow"
+    raise gateway_error(status, body, headers)
+
+
+def classify_response_error(family: str, body: Any) -> NoReturn:
+    """Raise the ImageGenError of a successful answer without a picture; the body is bytes, text or a JSON tree."""
+    tree = parse_body(body) if isinstance(body, bytes) else body
+    top = tree if isinstance(tree, dict) else {}
+    stated = [str(node.get(key)) for node in (top.get("error"), top) if isinstance(node, dict) for key in ("code", "status", "status_code")]
+    status = next((int(text) for text in stated if re.fullmatch("[45][0-9][0-9]", text)), 200)
+    error = gateway_error(status, tree)
+    if status != 200 or any(top.get(key) for key in ("error", "errors", "detail")) or top.get("code") and error.kind != "response":
+        raise error
+    if reason := _refusal(tree):
+        raise RefusedError(f"The model refused: {one_line(reason)}.", HINTS["refused"])
+    states = [state for state in texts_under(tree, "status|state") if UNFINISHED.match(state)]
+    for task in texts_under(tree, TASK_KEYS) + texts_under(tree, "id") * bool(states):
+        hint = "Ask the gateway for that task's result; only answers that hold the image are read here."
+        raise ResponseError(f"The gateway answered with the unfinished task {one_line(task)} in place of an image.", hint)
+    page = isinstance(tree, str) and tree.startswith("<")
+    said = one_line(tree if isinstance(tree, str) else " ".join(texts_under(tree, "content|text|message|finish_?reason|msg")))
+    hint = "Check the base URL: most end in /v1." if page else HINTS["response"]
+    raise ResponseError(f"The answer holds no image{': ' if said else ''}{said}".rstrip(".") + ".", hint)
+
+
+# --- Wire: the only code that opens sockets ---
+
+
+class Exchange:
+    """One HTTP request on a thread of its own, so that no silent, trickling or endless server outlasts its deadline."""
+
+    def __init__(self, method: str, url: str, proxy: str | None, limit_bytes: int, **content: Any) -> None:
+        self.method, self.url, self.proxy, self.limit_bytes, self.content = method, url, proxy, limit_bytes, content
+        self.sockets: list[Any] = []
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.received = bytearray()
+        self.fault = ""  # why the answer ended early, "" when it is whole
+        self.late = False
+        self.done = threading.Event()
+
+    def run(self, deadline: float, meanwhile: Callable[[], object] = lambda: None) -> Exchange:
+        """Send, do something useful meanwhile, and come back by the deadline (of time.monotonic()) with what arrived.
+
+        raises: UnavailableError when not even a status arrived
+        """
+        import socket
+
+        connect_by = min(deadline, time.monotonic() + CONNECT_TIMEOUT_S)
+        threading.Thread(target=self._work, args=(deadline - time.monotonic(),), daemon=True).start()
+        try:
+            meanwhile()
+            while (rest := (deadline if self.sockets else connect_by) - time.monotonic()) > 0:
+                if self.done.wait(min(POLL_S, rest)):
+                    break
+            self.late = not self.done.is_set()
+        finally:
+            for sock in self.sockets:
+                with contextlib.suppress(OSError, TypeError):  # below TLS, whose own shutdown() races with the reader
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        self.done.wait(POLL_S)  # the thread hands over what it has
+        connected = bool(self.sockets)
+        self.fault = "the time allowed is over" if self.late else self.fault
+        declared = self.headers.get("content-length", "")
+        if declared.isdigit() and len(self.received) < int(declared):
+            self.fault = self.fault or f"{declared} bytes were announced"
+        if not self.status:
+            what = "gave no answer" if connected else "cannot be reached"
+            hint = HINTS["unavailable"] if connected else "Check the network, the base URL and the proxy; nothing was billed."
+            raise UnavailableError(
+                f"{urlsplit(self.url).netloc} {what}: {self.fault or 'the connection was closed'}.", hint,
+                billed="maybe" if connected else "no", timed_out=connected and self.late, retryable="TLS" not in self.fault,
+            )  # fmt: skip
+        return self
+
+    def _work(self, timeout_s: float) -> None:
+        try:
+            with new_session(self.sockets.append, timeout_s) as session:
+                response = session.request(
+                    self.method, self.url, stream=True, allow_redirects=False, verify=ca_bundle(), **self.content,
+                    proxies={"all": self.proxy} if self.proxy else None, timeout=(min(CONNECT_TIMEOUT_S, timeout_s), timeout_s),
+                )  # fmt: skip
+                self.headers = {name.lower(): value for name, value in response.headers.items()}
+                self.status = response.status_code
+                while chunk := response.raw.read(16_384, decode_content=False):
+                    self.received += chunk
+                    if len(self.received) > self.limit_bytes:
+                        raise ValueError(f"more than {self.limit_bytes} bytes")
+        except Exception as exc:
+            text = f"{type(exc).__name__} {exc}"
+            self.fault = next((words for pattern, words in WIRE_FAULTS if re.search(pattern, text, re.I)), type(exc).__name__)
+        finally:
+            self.done.set()
+
+    def body(self) -> bytes | bytearray:
+        """The body, gzip undone where it is there, declared or not, up to the limit and as far as it is whole."""
+        with contextlib.suppress(zlib.error):
+            if self.received[:2] == b"\x1f\x8b":
+                return zlib.decompressobj(31).decompress(self.received, self.limit_bytes)
+        return self.received
+
+
+def new_session(on_connect: Callable[[Any], None], timeout_s: float) -> Any:
+    """A requests session that heeds no proxy variables and no .netrc, and hands over every socket that it connects."""
+    import requests
+
+    def watched(pool: Any) -> Any:
+        class Connection(pool.ConnectionCls):  # type: ignore[misc]
+            def connect(self) -> None:
+                super().connect()
+                self.sock.settimeout(timeout_s)  # else a long upload would have only the time allowed for connecting
+                on_connect(self.sock)
+
+        return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
+
+    def watch(manager: Any) -> Any:
+        manager.pool_classes_by_scheme = {name: watched(pool) for name, pool in manager.pool_classes_by_scheme.items()}
+        return manager
+
+    class Adapter(requests.adapters.HTTPAdapter):
+        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+            super().init_poolmanager(*args, **kwargs)
+            watch(self.poolmanager)
+
+        def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+            return watch(super().proxy_manager_for(*args, **kwargs))
+
+    session = requests.Session()
+    session.trust_env = False
+    session.headers.update({"User-Agent": f"product-shots-image-gen/{VERSION}", "Accept-Encoding": "gzip"})
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, Adapter())
+    return session
+
+
+def ca_bundle() -> str | bool:
+    return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or True
+
+
+def send(call: Call, target: Target, args: Args, deadline: float) -> Exchange:
+    """Make a call; raises the ImageGenError of an answer that is no success, and of none."""
+
+    def authorise(request: Any) -> Any:  # as an auth object, so that nothing can put another in its place
+        request.headers["Authorization"] = f"Bearer {target.key}"
+        return request
+
+    if call.body is None:
+        content: dict[str, Any] = {}
+    elif call.files:
+        files = [(field, (name, image.data, image.mime)) for field, name, image in call.files]
+        content = {"data": dict(call.body), "files": files}
+    else:
+        body = json.dumps(map_leaves(call.body, Reference.data_url)).encode("ascii")
+        content = {"data": body, "headers": {"Content-Type": "application/json"}}
+    limit_bytes = MAX_ANSWER_BYTES * args.n
+    answer = Exchange("POST" if call.body else "GET", call.url, args.proxy, limit_bytes, auth=authorise, **content).run(deadline, load_pillow)
+    if not 200 <= answer.status < 300:
+        handle_http_error(str(args.family), answer.status, bytes(answer.body()), answer.headers)
+    return answer
+
+
+def load_pillow() -> None:
+    """Import what reads the picture while the gateway still makes it."""
+    from PIL import Image, JpegImagePlugin, PngImagePlugin  # noqa: F401
+
+
+def fetch(url: str, args: Args, deadline: float) -> bytes:
+    """The bytes behind a result's link, asked for without the key, in several tries: they cost nothing.
+
+    raises: ResponseError with the link, so that the picture can still be had
+    """
+    log.info("fetching the picture from %s", url)
+    fault = ""
+    for tries_left in range(FETCH_TRIES, 0, -1):
+        try:
+            answer = _follow(url, args.proxy, time.monotonic() + max(0.1, (deadline - time.monotonic()) / tries_left))
+            if answer.status == 200 and not answer.fault:
+                return bytes(answer.body())
+            fault = f"the server answered {answer.status} {answer.fault}".strip()
+        except ImageGenError as exc:
+            fault = exc.message
+        if tries_left > 1:
+            time.sleep(max(0.0, min(RETRY_WAITS_S[FETCH_TRIES - tries_left], deadline - time.monotonic())))
+    raise ResponseError(f"{url} cannot be fetched: {fault}", image_url=url)
+
+
+def _follow(url: str, proxy: str | None, deadline: float) -> Exchange:
+    for _ in range(MAX_REDIRECTS + 1):
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise ResponseError(f"{url} is no http or https address")
+        answer = Exchange("GET", url, proxy, MAX_ANSWER_BYTES).run(deadline)
+        if not 300 <= answer.status < 400 or "location" not in answer.headers:
+            break
+        url = urljoin(url, answer.headers["location"])
+    return answer
+
+
+# --- Disk: the only code that writes ---
+
+DISK = threading.Lock()  # held while a partial file exists
+
+
+def plan_output(output: PathLike | None, family: str | None) -> tuple[Path, bool]:
+    """The absolute path of the first picture, and whether its name is a default one, which must not collide."""
+    given = os.path.expanduser(os.fspath(output)) if output is not None else "./"
+    if not given.strip():
+        raise UsageError(f"The output {given!r} is blank.", "Name a file or a folder.")
+    default = given.endswith(("/", os.sep)) or os.path.isdir(given)
+    name = f"output-{int(time.time())}.{'png' if family == 'openai' else 'jpeg'}" if default else ""
+    return Path(os.path.abspath(os.path.join(given, name) if default else given)), default
+
+
+def prove_writable(path: Path) -> str:
+    """Make sure, before money is spent, that a picture can be stored; returns the format its name asks for, "" for any.
+
+    raises: UsageError for an extension that Pillow cannot write, an unwritable place, a full disk
+    """
+    try:
+        real = Path(os.path.realpath(path))
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.lstat(real).st_mode) or not os.access(real, os.W_OK):
+                raise ValueError("it is not a file or it is write-protected")
+        with partial_file(next(folder for folder in real.parents if os.path.lexists(folder))) as (stream, _):
+            stream.write(bytes(MIN_IMAGE_BYTES))
+    except (OSError, ValueError) as exc:
+        raise UsageError(f"The output {str(path)!r} cannot be written: {_reason(exc)}.", "Choose another place.") from exc
+    return format_of(path)
+
+
+def format_of(path: Path) -> str:
+    """Pillow's name of the format that a file name's extension stands for, "" without one; raises UsageError."""
+    extension = path.suffix.lower()
+    name = FORMAT_BY_EXTENSION.get(extension, "")
+    if not extension or name in ("PNG", "JPEG"):
+        return name
+    from PIL import Image
+
+    name = name or Image.registered_extensions().get(extension, "")
+    try:
+        encode(Image.new("RGB", (16, 16)), name)  # not every format that is registered can be written
+    except Exception:
+        raise UsageError(f"The output's extension is {extension!r}.", "Use .jpeg, .png, .webp or none.") from None
+    return name
+
+
+@contextlib.contextmanager
+def partial_file(folder: Path) -> Iterator[tuple[Any, str]]:
+    """A new hidden file in a folder as (stream, path), gone at the end unless it was renamed."""
+    path = os.path.join(folder, f".image-gen-{os.urandom(8).hex()}.part")
+    with DISK:
+        stream = open(path, "xb")
+        try:
+            with stream:
+                yield stream, path
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def store(data: bytes, path: Path, unique: bool) -> Path:
+    """Write a file whole or not at all; a unique one gets a number when its name is taken. Returns its path."""
+    real = Path(os.path.realpath(path))
+    real.parent.mkdir(parents=True, exist_ok=True)
+    with partial_file(real.parent) as (stream, part):
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+        stream.close()  # Windows renames closed files only
+        if not unique:
+            with contextlib.suppress(OSError):
+                os.chmod(part, stat.S_IMODE(os.stat(real).st_mode))
+            os.replace(part, real)
+            return path
+        number = 1
+        while True:
+            with contextlib.suppress(FileExistsError):
+                _claim(part, numbered(path, number))
+                return numbered(path, number)
+            number += 1
+
+
+def _claim(part: str, path: Path) -> None:
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: an empty file holds the name until the rename
+        open(path, "xb").close()
+        os.replace(part, path)
+
+
+def numbered(path: Path, number: int) -> Path:
+    return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def in_format(picture: Picture, name: str) -> Picture:
+    """The picture in the format that its file's name promises, untouched when it has it already."""
+    if name in ("", picture.format):
+        return picture
+    from PIL import Image
+
+    with decoding(picture.data) as opened:
+        image = standardise(opened)
+    if name == "JPEG" and image.mode == "RGBA":
+        if image.getextrema()[3][0] < 255:
+            log.warning("JPEG has no transparency: the picture is laid on white")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return Picture(encode(image, name, **({"quality": SAVED_JPEG_QUALITY} if name == "JPEG" else {})), name, image.size)
+
+
+def keep_elsewhere(data: bytes) -> str | None:
+    """Store bytes that have no other place in the first folder that takes them; returns the path."""
+    import tempfile
+
+    extension = next((extensions[0] for name, _, _, extensions in FORMATS if name == sniff_format(data)), "")
+    for folder in (tempfile.gettempdir(), os.path.expanduser("~"), os.getcwd()):
+        with contextlib.suppress(OSError):
+            return str(store(data, Path(folder, f"image-gen-kept-{int(time.time())}{extension}"), unique=True))
+    return None
+
+
+def save_all(pictures: Sequence[Picture], path: Path, default: bool, name: str) -> list[tuple[Path, Picture]]:
+    """Store the pictures, the second as -2 and so on; returns what lies where.
+
+    raises: SaveError with the place where a picture is kept instead; ResponseError when one is too small to be real
+    """
+    saved: list[tuple[Path, Picture]] = []
+    kept: list[str] = []
+    failures: list[str] = []
+    for number, picture in enumerate(pictures, 1):
+        try:
+            final = in_format(picture, name)
+            saved.append((store(final.data, path if default else numbered(path, number), default), final))
+        except (OSError, ValueError) as exc:
+            failures.append(_reason(exc))
+            kept += filter(None, [keep_elsewhere(picture.data)])
+    if failures:
+        also = "".join(f"; saved: {place}" for place, _ in saved)
+        hint = f"It is kept at {' and '.join(kept)}." if kept else "No other place took it either."
+        raise SaveError(f"The image could not be stored at {path}: {failures[0]}{also}.", hint, saved_at="".join(kept[:1]) or None)
+    for place, final in saved:
+        if os.stat(place).st_size <= MIN_IMAGE_BYTES:
+            message = f"The image has only {len(final.data)} bytes, too few to be real; it is kept at {place}."
+            raise ResponseError(message, HINTS["response"], saved_at=str(place))
+    return saved
+
+
+def append_ledger(entry: Mapping[str, Any]) -> None:
+    """Add a line to the file that PRODUCT_SHOTS_IMAGEGEN_LEDGER names: one write, whole whoever else writes."""
+    ledger = os.environ.get("PRODUCT_SHOTS_IMAGEGEN_LEDGER", "").strip()
+    try:
+        if ledger:
+            line = (json.dumps(entry) + "\n").encode("ascii")
+            with open(os.path.expanduser(ledger), "ab", buffering=0, opener=lambda name, how: os.open(name, how, 0o600)) as file:
+                if file.write(line) != len(line):
+                    raise OSError("the disk is full")
+    except (OSError, ValueError) as exc:
+        log.warning("the ledger %r could not be written: %s", ledger, _reason(exc))
+
+
+# --- Library ---
+
+
+def generate_image(
+    prompt: str,
+    model: str = DEFAULT_MODEL,
+    aspect_ratio: str | None = None,
+    negative_prompt: str | None = None,
+    reference_images: Sequence[PathLike] = (),
+    output_path: PathLike | None = None,
+    *,
+    api_key: str | None = None,
+    base_url: str | None = None,
+    **options: Any,
+) -> Path:
+    """Make a picture and save it; returns the absolute path (with n > 1 of the first; the next are -2, -3).
+
+    options: size, n, family, mask, params, timeout (s, one attempt), attempts, proxy: see parameter-spec.md
+    raises: ImageGenError, a subclass for each kind of failure
+    """
+    args = Args(prompt, model, options.pop("family", None), aspect_ratio, options.pop("size", None), negative_prompt)
+    args = args._replace(reference_images=reference_images, output=output_path, **options)
+    return produce(validate_args(args), load_target(api_key, base_url)).saved[0][0]
+
+
+def generate_openai(
+    prompt: str,
+    model: str,
+    size: str | None = DEFAULT_SIZE,
+    n: int = 1,
+    ref_images: Sequence[PathLike] = (),
+    api_key: str | None = None,
+    base_url: str | None = None,
+    **options: Any,
+) -> Generation:
+    """Make pictures with an openai model and return them unsaved: `image, usage = generate_openai(…)`.
+
+    options and errors: as `generate_image`
+    """
+    args = Args(prompt, model, "openai", size=size, n=n, reference_images=ref_images)._replace(**options)
+    return run(validate_args(args), load_target(api_key, base_url))
+
+
+def generate_gemini(
+    prompt: str,
+    model: str = DEFAULT_MODEL,
+    ref_images: Sequence[PathLike] = (),
+    api_key: str | None = None,
+    base_url: str | None = None,
+    **options: Any,
+) -> Generation:
+    """Make a picture with a gemini model and return it unsaved: `image, usage = generate_gemini(…)`.
+
+    options and errors: as `generate_image`
+    """
+    args = Args(prompt, model, "gemini", reference_images=ref_images)._replace(**options)
+    return run(validate_args(args), load_target(api_key, base_url))
+
+
+def prepare_references(paths: Sequence[PathLike]) -> list[Reference]:
+    """Read all references, two at a time: more would only add to the memory that large pictures take."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(maybe_resize, paths))
+
+
+def produce(args: Args, target: Target) -> Generation:
+    """Make and save: the whole procedure for validated arguments."""
+    require_packages()
+    path, default = plan_output(args.output, args.family)
+    name = prove_writable(path)
+
+    def deliver(generation: Generation) -> None:
+        generation.saved = save_all(generation.pictures, path, default, name)
+
+    generation = run(args, target, deliver)
+    report(args, target, generation)
+    return generation
+
+
+def report(args: Args, target: Target, generation: Generation) -> None:
+    """The log line after saving, and a warning for a picture of another shape than asked for."""
+    for path, picture in generation.saved:
+        facts = describe(args, target, generation)
+        log.info(
+            "saved %s: %d bytes, %dx%d, %.1f s, %s tokens, about CNY %s, key from %s, URL from %s",
+            path, len(picture.data), *picture.size, generation.elapsed_s, facts["total_tokens"] or "unknown",
+            facts["estimated_cost_cny"] or "unknown", target.key_source, target.url_source,
+        )  # fmt: skip
+        asked = re.fullmatch(r"(\d+)[x:](\d+)", args.aspect_ratio or args.size or "")
+        if asked:
+            off = picture.size[0] / picture.size[1] / (int(asked[1]) / int(asked[2]))
+            if abs(off - 1) > RATIO_TOLERANCE:
+                log.warning("%s is %dx%d, not the shape %s", path, *picture.size, asked[0])
+
+
+
+
+def run(args: Args, target: Target, deliver: Callable[[Generation], None] = lambda generation: None) -> Generation:
+    """Prepare, call, retry, read and deliver; each run that got as far as calling is one line in the ledger."""
+    require_packages()
+    references = prepare_references(args.reference_images) if args.reference_images else []
+    entry: dict[str, Any] = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "model": args.model, "base_url": target.url}
+    started = time.monotonic()
+    try:
+        generation = _call_with_retries(args, target, references)
+        deliver(generation)
+        generation.elapsed_s = time.monotonic() - started
+        entry.update(ok=True, kind=None, billed="yes", paths=[str(path) for path, _ in generation.saved])
+        return generation
+    except BaseException as exc:
+        error = exc if isinstance(exc, ImageGenError) else Interrupted if isinstance(exc, KeyboardInterrupt) else InternalError
+        entry.update(ok=False, kind=error.kind, billed=error.billed, paths=[])
+        raise
+    finally:
+        entry.update(n=args.n, estimated_cost_cny=0 if entry["billed"] == "no" else cost(args, args.n))
+        append_ledger({**entry, "elapsed_s": round(time.monotonic() - started, 3)})
+
+
+def _call_with_retries(args: Args, target: Target, references: list[Reference]) -> Generation:
+    """Only image-to-image is tried again, and only after errors that may pass by themselves: a POST is not idempotent,
+    and the attempt that failed may have been billed. After a 524 or a read timeout the references get smaller."""
+    attempts, edges, billed = args.attempts if references else 1, iter(REFERENCE_EDGES_PX[1:]), ["no"]
+    for attempt in range(1, attempts + 1):
+        try:
+            return _call_once(args, target, references, attempt, attempts)
+        except ImageGenError as error:
+            billed.append(error.billed)
+            if attempt == attempts or not (error.retryable and error.exit_code in (5, 6)):
+                error.billed = max(billed, key=("no", "maybe", "yes").index)
+                raise _sealed(error, target.key) from None  # the cause may quote the key
+            wait_s = max(RETRY_WAITS_S[min(attempt, len(RETRY_WAITS_S)) - 1], error.retry_after_s)
+            spent = "that attempt may have been billed" if error.billed != "no" else "that attempt was not billed"
+            log.warning("%s; %s; trying again in %g s", redact(error.message, [target.key]).rstrip("."), spent, wait_s)
+            if error.status == 524 or error.timed_out:
+                edge = next(edges, REFERENCE_EDGES_PX[-1])
+                references = [shrink(r.data, edge)._replace(full_size=r.full_size) for r in references]
+        time.sleep(wait_s)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _call_once(args: Args, target: Target, references: Sequence[Reference], attempt: int, attempts: int) -> Generation:
+    deadline = time.monotonic() + args.timeout
+    mask = fit_mask(args.mask, references[0]) if args.mask is not None else None
+    call = build_call(args, target.url, references, mask)
+    waiting = f"{args.model}, typically {find_model(args.model, args.family).typical}, attempt {attempt} of {attempts}"
+    log.info("waiting for %s", waiting, extra={"waiting": waiting})
+    answer = send(call, target, args, deadline)
+    log.info("the answer has arrived", extra={"paid": True})
+    try:
+        link = lambda link: fetch(redact(urljoin(target.url, link), [target.key]), args, deadline)  # noqa: E731
+        pictures, usage = read_answer(answer.body(), args, [r.data for r in references], link)
+    except ImageGenError as error:
+        if not answer.fault or error.image_url:
+            raise
+        message = f"The answer broke off after {len(answer.received)} bytes: {answer.fault}."
+        raise UnavailableError(message, HINTS["unavailable"], timed_out=answer.late, salvage=error.salvage) from None
+    return Generation(pictures, redact(usage, [target.key]), call.url[len(target.url) :], attempt)
+
+
+def _sealed(error: ImageGenError, key: str) -> ImageGenError:
+    """An error fit for the caller's eyes, with what had arrived of a paid picture on disk."""
+    if error.salvage and not error.saved_at:
+        error.saved_at = keep_elsewhere(error.salvage)
+        error.hint = f"{error.hint} What arrived is kept at {error.saved_at}.".strip()
+    for name in ("message", "hint", "image_url"):
+        setattr(error, name, redact(getattr(error, name), [key]))
+    error.args = (error.message, error.hint)
+    return error
+
+
+def cost(args: Args, images: int) -> float | None:
+    price = find_model(args.model, args.family).price_cny
+    return None if price is None else round(price * images, 4)
+
+
+def require_packages() -> None:
+    for module, package in (("requests", "requests"), ("PIL", "Pillow")):
+        if not importlib.util.find_spec(module):
+            setup = Path(__file__).resolve().with_name("setup.sh")
+            raise ConfigError(f"The package {package} is not installed for {sys.executable}.", f"Run: bash '{setup}'")
+
+
+# --- Command line: the only code that prints ---
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message[:1].upper() + message[1:] + ".", "See --help.")
+
+
+def build_parser() -> Parser:
+    rows = "\n".join(f"  {code:>3}  {kind or 'ok':<12} {billed:<6} {when}" for code, kind, billed, when in EXIT_CODES)
+    parser = Parser(
+        prog="generate.py",
+        description="Turn a prompt, and optional reference pictures, into a picture file.",
+        epilog=f"exit codes, kind, billed (was money spent?):\n    0  saved        yes    the image is on disk\n{rows}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    flag = parser.add_argument
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help=f"what the picture shows, at most {MAX_PROMPT_CHARS} characters")
+    prompt.add_argument("--prompt-file", metavar="PATH", help="read the prompt from a UTF-8 file, - for standard input")
+    flag("--model", metavar="NAME", default=DEFAULT_MODEL, help="default: %(default)s; its name decides the family")
+    flag("--family", choices=("openai", "gemini"), help="only for a model name that cannot be placed")
+    flag("--aspect-ratio", metavar="R", help=" ".join(OPENAI_SIZE_BY_RATIO))
+    flag("--size", metavar="WxH", help=f"openai; wins over --aspect-ratio; default: from the ratio, else {DEFAULT_SIZE}")
+    flag("--negative-prompt", metavar="TEXT", help="what to avoid; appended to the prompt")
+    flag("--n", metavar="N", type=_number, default=1, help="openai: how many images, 1 to 10, all saved")
+    flag("--reference-image", metavar="PATH", action="append", default=[], help="repeatable; gemini at most 9, openai 16")
+    flag("--mask", metavar="PATH", help="openai: PNG with alpha, of the first reference's pixel size")
+    flag("--param", metavar="KEY=VALUE", action="append", default=[], help="repeatable; extra request field, JSON or text")
+    flag("--output", metavar="PATH", help="file or folder; default: ./output-<time>.png (openai) or .jpeg (gemini)")
+    flag("--timeout", metavar="SECONDS", type=_number, default=TIMEOUT_S, help="for one attempt in all; default: %(default)g")
+    flag("--attempts", metavar="N", type=_number, default=3, help="image-to-image only, 1 to 5; default: %(default)s")
+    flag("--proxy", metavar="URL", help="the only way to a proxy: the environment's proxy variables are ignored")
+    flag("--json", action="store_true", help="exactly one JSON object on standard output, success or failure")
+    flag("--dry-run", action="store_true", help="check everything and show the request, send nothing")
+    flag("--check", action="store_true", help="show key, URL and versions, and ask the gateway whether it takes the key; free")
+    flag("--list-models", action="store_true", help="show the catalogue; needs no key")
+    flag("--quiet", action="store_true", help="only warnings and errors on standard error")
+    flag("--version", action="version", version=f"generate.py {VERSION}")
+    return parser
+
+
+def _number(text: str) -> Any:
+    """A number, or the text itself, for validation to name."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def read_args(options: argparse.Namespace) -> Args:
+    prompt = options.prompt
+    if options.prompt_file is not None:
+        prompt = _read_prompt(options.prompt_file)
+    if prompt is None:
+        raise UsageError("There is no prompt.", "Add --prompt or --prompt-file.")
+    params = {}
+    for text in options.param:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise UsageError(f"The parameter {text!r} is not KEY=VALUE.", "Write it like --param quality=high.")
+        params[name] = value
+        with contextlib.suppress(ValueError):
+            params[name] = json.loads(value)
+    same = {name: getattr(options, name) for name in Args._fields if hasattr(options, name)}
+    return validate_args(Args(**{**same, "prompt": prompt, "params": params, "reference_images": options.reference_image}))
+
+
+def _read_prompt(path: str) -> str:
+    try:
+        with open(sys.stdin.fileno() if path == "-" else os.path.expanduser(path), "rb", closefd=path != "-") as file:
+            return file.read(8 * MAX_PROMPT_CHARS).decode("utf-8-sig").rstrip("\r\n")
+    except (OSError, ValueError, AttributeError) as exc:
+        raise UsageError(f"The prompt file {path!r} cannot be read as UTF-8 text: {_reason(exc)}.", "Check it.") from None
+
+
+def describe(args: Args, target: Target, generation: Generation) -> dict[str, Any]:
+    """The JSON of a success; format, size and bytes are the first picture's."""
+    path, first = generation.saved[0]
+    tokens = generation.usage.get("total_tokens", generation.usage.get("totalTokenCount"))
+    return {
+        "path": str(path), "paths": [str(path) for path, _ in generation.saved], "model": args.model, "family": args.family,
+        "endpoint": generation.endpoint, "format": first.format, "width": first.size[0], "height": first.size[1],
+        "bytes": len(first.data), "elapsed_s": round(generation.elapsed_s, 2), "attempts": generation.attempts,
+        "usage": generation.usage, "total_tokens": tokens, "estimated_cost_cny": cost(args, len(generation.images)),
+        "base_url": target.url, "key_source": target.key_source, "url_source": target.url_source,
+    }  # fmt: skip
+
+
+def act_generate(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    target = load_target()
+    args = read_args(options)
+    facts = describe(args, target, produce(args, target))
+    return facts, facts["paths"]
+
+
+def act_dry_run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    target = load_target()
+    args = read_args(options)
+    require_packages()
+    prove_writable(plan_output(args.output, args.family)[0])
+    references = prepare_references(args.reference_images)
+    mask = fit_mask(args.mask, references[0]) if args.mask is not None else None
+    call = build_call(args, target.url, references, mask)
+    facts: dict[str, Any] = {"method": "POST", "url": call.url, "headers": {"Authorization": f"Bearer {mask_key(target.key)}"}}
+    facts["fields" if call.files else "json"] = map_leaves(call.body, str)
+    for field, name, image in call.files:
+        facts.setdefault("files", []).append({"name": field, "filename": name, "content": str(image)})
+    return facts, [json.dumps(facts, indent=2)]
+
+
+def act_list_models(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    rows = [("model", "family", "CNY/image", "references", "typical", "sizes")]
+    rows += [(m.name, m.family, f"{m.price_cny:.2f}", f"{m.max_references}", m.typical, m.sizes or "-") for m in CATALOGUE]
+    return {"models": [model._asdict() for model in CATALOGUE]}, aligned(rows)
+
+
+def act_check(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """Ask GET /models, which is free, whether the gateway takes the key."""
+    target = load_target()
+    require_packages()
+    import PIL
+    import requests
+
+    versions = {"generate.py": VERSION, "python": platform.python_version()}
+    versions.update(requests=requests.__version__, Pillow=PIL.__version__)
+    facts: dict[str, Any] = {"key": mask_key(target.key), "key_source": target.key_source, "base_url": target.url}
+    facts.update(url_source=target.url_source, versions=versions, accepted=None, models=None)
+    try:
+        args = Args("", timeout=options.timeout, proxy=options.proxy)
+        answer = send(Call(target.url + "/models"), target, args, time.monotonic() + min(args.timeout, CONNECT_TIMEOUT_S))
+        tree = parse_body(bytes(answer.body()))
+        if not isinstance(tree, dict):
+            classify_response_error("", tree)
+        facts.update(accepted=True, models=len(tree.get("data") or []))
+    except RejectedError as error:
+        log.warning("whether the key is accepted cannot be told: %s", error.message)
+    rows = [("key", f"{facts['key']} from {target.key_source}"), ("base URL", f"{target.url} from {target.url_source}")]
+    rows += [(name, version) for name, version in versions.items()]
+    rows += [("accepted", f"yes, {facts['models']} models" if facts["accepted"] else "unknown")]
+    return facts, aligned(rows)
+
+
+ACTIONS = {"list_models": act_list_models, "check": act_check, "dry_run": act_dry_run}
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
+class Console(logging.Handler):
+    """Standard error: a line for each message and, on a terminal, a live line while the gateway works."""
+
+    def __init__(self, quiet: bool) -> None:
+        super().__init__(logging.WARNING if quiet else logging.INFO)
+        self.keys, self.warnings, self.paid = configured_keys(), list[str](), False
+        self.waiting, self.since = "", 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.paid = getattr(record, "paid", self.paid)
+        text = redact(record.getMessage(), self.keys)
+        if record.levelno >= logging.WARNING:
+            self.warnings.append(text)
+            text = f"warning: {text}"
+        self.settle()
+        waiting = getattr(record, "waiting", "")
+        if waiting and sys.stderr and sys.stderr.isatty():
+            self.waiting, self.since = waiting, time.monotonic()
+        else:
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        self._write("".join(f"[image-gen] {line}\n" for line in text.splitlines()))
+
+    def paint(self) -> None:
+        """Draw the live line anew."""
+        if waiting := self.waiting:
+            elapsed_s = time.monotonic() - self.since
+            line = f"[image-gen] {'|/-'[int(elapsed_s * 10) % 3]} {elapsed_s:3.0f} s  {waiting}"
+            self._write(f"\r\x1b[K{line[: os.get_terminal_size(sys.stderr.fileno()).columns - 1]}")
+
+    def settle(self) -> None:
+        """Wipe the live line away."""
+        if self.waiting:
+            self.waiting = ""
+            self._write("\r\x1b[K")
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a closed or broken stderr is no reason to lose a picture
+            if sys.stderr:
+                sys.stderr.write(text)
+                sys.stderr.flush()
+
+
+def print_out(text: str) -> None:
+    """Text to standard output, a path in the file system's own bytes whatever the console's encoding."""
+    with contextlib.suppress(OSError, ValueError):
+        if os.name == "posix" and hasattr(sys.stdout, "buffer"):
+            sys.stdout.flush()
+            sys.stdout.buffer.write(os.fsencode(text + "\n"))
+        elif sys.stdout:
+            sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    console = Console("--quiet" in argv)
+    log.addHandler(console)
+    level = log.level
+    log.setLevel(logging.INFO)
+    error: ImageGenError | None = None
+    facts: dict[str, Any] = {}
+    lines: list[str] = []
+    try:
+        options = build_parser().parse_args(argv)
+        action = next((act for name, act in ACTIONS.items() if getattr(options, name)), act_generate)
+        facts, lines = supervise(lambda: action(options), console)
+    except SystemExit as exc:  # --help and --version
+        return int(exc.code or 0)
+    except ImageGenError as exc:
+        error = exc
+    except KeyboardInterrupt:
+        error = Interrupted("Interrupted.", "Nothing half-written is left; the call may have been billed.")
+    except Exception as exc:
+        import traceback
+
+        console.say(redact(traceback.format_exc(), console.keys))
+        error = InternalError(f"Internal error {type(exc).__name__}: {exc}.", "Report it with the lines above.")
+    finally:
+        console.settle()
+        log.removeHandler(console)
+        log.setLevel(level)
+    return finish(console, "--json" in argv, error, facts, lines)
+
+
+def finish(console: Console, as_json: bool, error: ImageGenError | None, facts: dict[str, Any], lines: list[str]) -> int:
+    if error and error.hint == ONBOARDING:
+        console._write(ONBOARDING + "\n")
+    elif error:
+        console.say(redact(f"error: {error.message}\n{error.hint}".strip(), console.keys))
+    if as_json:
+        outcome: dict[str, Any] = {"ok": False, "error": error.as_json()} if error else {"ok": True, **facts}
+        print_out(json.dumps(redact({**outcome, "warnings": console.warnings}, console.keys)))
+    elif not error:
+        print_out("\n".join(lines))
+    return error.exit_code if error else 0
+
+
+def supervise(work: Callable[[], Any], console: Console) -> Any:
+    """Do the work on a thread of its own, which no signal reaches, and paint, and wait for interrupts, on this one.
+
+    Before the answer an interrupt ends the work at once; a picture that is paid for gets the time to reach the disk.
+    """
+    outcome: list[Any] = []
+
+    def job() -> None:
+        try:
+            outcome.append((work(), None))
+        except BaseException as exc:
+            outcome.append((None, exc))
+
+    thread = threading.Thread(target=job, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+            console.paint()
+    except KeyboardInterrupt:
+        thread.join(INTERRUPT_GRACE_S if console.paid else 0)
+        if not outcome:
+            DISK.acquire(timeout=INTERRUPT_GRACE_S)  # and never let go: no file is begun any more
+            raise
+    result, exc = outcome[0]
+    if exc:
+        raise exc
+    return result
+
+
+def own_the_process() -> None:
+    """What a script may do to its process and a library must not: streams, warnings, signals, and another interpreter."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    warnings.simplefilter("ignore")
+    venv = Path(__file__).resolve().parent.parent / ".venv"
+    python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    missing = not all(map(importlib.util.find_spec, ("requests", "PIL")))
+    if missing and python.exists() and Path(sys.prefix).resolve() != venv:
+        if os.name == "nt":  # where exec would not wait for the new process
+            raise SystemExit(subprocess.call([str(python), *sys.argv]))
+        os.execv(python, [str(python), *sys.argv])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+
+
+def interrupt(number: int, frame: Any) -> None:
+    """Raise KeyboardInterrupt on the main thread, once: a second signal must not disturb the tidying up."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    own_the_process()
+    raise SystemExit(main())

@@ -1,0 +1,154 @@
+"""What every test gets: a clean environment, a gateway of its own, and two ways to run the program."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+from gateway import Gateway
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+SETTINGS = [
+    f"{prefix}_{end}"
+    for prefix in ("OMNIMAAS", "PRODUCT_SHOTS_IMAGEGEN", "RENDER", "CANVASFLOW_IMAGEGEN")
+    for end in ("API_KEY", "BASE_URL")
+]
+PROXIES = [f"{scheme}_proxy" for scheme in ("http", "https", "ftp", "all", "no")]
+OTHERS = ["PRODUCT_SHOTS_IMAGEGEN_LEDGER", "NETRC", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"]
+UNWANTED = [*SETTINGS, *PROXIES, *map(str.upper, PROXIES), *OTHERS, "PYTHONWARNINGS"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of the program ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @functools.cached_property
+    def json(self) -> Any:
+        """What --json printed; anything but exactly one JSON value is an error."""
+        return json.loads(self.out)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No setting of the machine reaches the program: an empty home, an empty current folder, no variables."""
+    for name in UNWANTED:
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path_factory.mktemp("home")
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(home))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def gateway(clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
+    """A fresh gateway that the environment leads to."""
+    with Gateway() as gateway:
+        monkeypatch.setenv("OMNIMAAS_API_KEY", gateway.key)
+        monkeypatch.setenv("OMNIMAAS_BASE_URL", gateway.url)
+        yield gateway
+    assert not gateway.errors
+
+
+@pytest.fixture
+def run(
+    clean_environment: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Outcome]:
+    """run(*argv, stdin=None): the program in this process."""
+    import generate
+
+    def call(*argv: object, stdin: str | bytes | None = None) -> Outcome:
+        given = stdin.encode() if isinstance(stdin, str) else stdin or b""
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
+        capsys.readouterr()  # what came before is not the program's
+        try:
+            code = generate.main([str(word) for word in argv])
+        except SystemExit as end:  # argparse's way out
+            code = end.code
+        out, err = capsys.readouterr()
+        return Outcome(int(code or 0), out, err)
+
+    return call
+
+
+def command(argv: tuple[object, ...], python: str | os.PathLike[str]) -> list[str]:
+    return [str(python), str(SCRIPTS / "generate.py"), *(str(word) for word in argv)]
+
+
+def surroundings(changes: Mapping[str, str | None] | None) -> dict[str, str]:
+    """The environment with these changes; None takes a variable away."""
+    merged = {**os.environ, **(changes or {})}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+@pytest.fixture
+def cli(clean_environment: None) -> Callable[..., Outcome]:
+    """cli(*argv, env=None, cwd=None, stdin=None, timeout=60, python=sys.executable): the program as a process."""
+
+    def call(
+        *argv: object,
+        env: Mapping[str, str | None] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        stdin: str | bytes | None = None,
+        timeout: float = 60,
+        python: str | os.PathLike[str] = sys.executable,
+    ) -> Outcome:
+        given: dict[str, Any] = {"stdin": subprocess.DEVNULL}
+        if stdin is not None:
+            given = {"input": stdin.encode() if isinstance(stdin, str) else stdin}
+        given.update(capture_output=True, env=surroundings(env), cwd=cwd, timeout=timeout)
+        done = subprocess.run(command(argv, python), check=False, **given)
+        return Outcome(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+    return call
+
+
+@pytest.fixture
+def start(clean_environment: None) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """start(*argv, env=None, cwd=None, python=sys.executable): the program as a process to send signals to.
+
+    It leads a session of its own, as text on pipes; what still runs after the test is killed.
+    """
+    running: list[subprocess.Popen[str]] = []
+
+    def call(
+        *argv: object,
+        env: Mapping[str, str | None] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        python: str | os.PathLike[str] = sys.executable,
+        **options: Any,
+    ) -> subprocess.Popen[str]:
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process: subprocess.Popen[str] = subprocess.Popen(
+            command(argv, python),
+            env=surroundings(env),
+            cwd=cwd,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+            **{**pipes, **options},
+        )
+        running.append(process)
+        return process
+
+    yield call
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
