@@ -41,14 +41,13 @@ import time
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, NoReturn, Sequence, Union
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, NoReturn, Optional, Sequence, Union
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 VERSION = "1.0"
 DEFAULT_MODEL = "gemini-3-pro-image-preview"
 DEFAULT_BASE_URL = "https://api.omnimaas.com/v1"
 DEFAULT_SIZE = "1024x1024"
-
 MAX_PROMPT_CHARS = 4000
 REFERENCE_EDGES_PX = (1024, 768, 512)  # the first at the start, the next ones after a 524 or a read timeout
 REFERENCE_LIMIT_BYTES = 1_048_576
@@ -56,14 +55,11 @@ REFERENCE_QUALITIES = (88, 80, 70, 55, 40)  # below the first only while the fil
 SAVED_JPEG_QUALITY = 95
 MIN_IMAGE_BYTES = 10_000  # the specification's self-check: a file that is not larger is a broken answer
 MAX_ANSWER_BYTES = 64 * 2**20  # a picture; gpt-image-2's largest PNG, 8.3 megapixels, is about 33 MB of base64
+MAX_PAGE_BYTES = 2**20  # an answer that is an error
 RATIO_TOLERANCE = 0.05
-
-TIMEOUT_S = 300.0
-CONNECT_TIMEOUT_S = 30.0
-RETRY_WAITS_S = (1.0, 4.0, 16.0)  # before the second attempt, the third, and every later one
-MAX_RETRY_AFTER_S = 60.0
-FETCH_TRIES = 3
-MAX_REDIRECTS = 5
+TIMEOUT_S, CONNECT_TIMEOUT_S = 300.0, 30.0
+RETRY_WAITS_S, MAX_RETRY_AFTER_S = (1.0, 4.0, 16.0), 60.0  # before the second attempt, the third, and every later one
+FETCH_TRIES, MAX_REDIRECTS = 3, 5
 INTERRUPT_GRACE_S = 10.0  # what a paid picture gets to reach the disk after Ctrl-C
 POLL_S = 0.1
 
@@ -105,49 +101,30 @@ class ImageGenError(Exception):
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None or name == "status"}
 
 
+# fmt: off
 class InternalError(ImageGenError):
     """a bug; the traceback is on stderr"""
-
-
 class UsageError(ImageGenError, kind="usage", exit_code=2, billed="no"):
     """bad argument, unreadable reference, unwritable destination: nothing was sent"""
-
-
 class ConfigError(ImageGenError, kind="config", exit_code=3, billed="no"):
     """no key, no URL, conflicting or malformed ones: nothing was sent"""
-
-
 class AuthError(ImageGenError, kind="auth", exit_code=4, billed="no"):
     """the gateway refuses the key (401, 403)"""
-
-
 class QuotaError(ImageGenError, kind="quota", exit_code=5, billed="no"):
     """rate limit or no credit left (429, 402, or the answer says so)"""
-
-
 class UnavailableError(ImageGenError, kind="unavailable", exit_code=6, retryable=True):
     """connection failed, timed out, or 5xx, after the attempts allowed"""
-
-
 class RefusedError(ImageGenError, kind="refused", exit_code=7, billed="no"):
     """moderation refuses the prompt or a reference"""
-
-
 class RejectedError(ImageGenError, kind="rejected", exit_code=7, billed="no"):
     """the gateway rejects the request (other 4xx)"""
-
-
 class ResponseError(ImageGenError, kind="response", exit_code=7, billed="yes"):
     """an answer without a usable image"""
-
-
 class SaveError(ImageGenError, kind="save", exit_code=8, billed="yes"):
     """the image could not be stored where asked; it is kept elsewhere, see the path"""
-
-
 class Interrupted(ImageGenError, kind="interrupted", exit_code=130):
     """Ctrl-C or SIGTERM; nothing half-written is left"""
-
+# fmt: on
 
 EXIT_CODES = tuple((row.exit_code, row.kind, row.billed, row.__doc__) for row in ImageGenError.__subclasses__())
 HINTS = {  # what to do next, unless an error says it better
@@ -162,9 +139,12 @@ HINTS = {  # what to do next, unless an error says it better
 
 # --- Values ---
 
+Model = NamedTuple("Model", [("name", str), ("family", str), ("price_cny", Optional[float]), ("max_references", int),
+                             ("max_n", int), ("typical", str), ("sizes", str)])  # fmt: skip
 Target = NamedTuple("Target", [("key", "Key"), ("key_source", str), ("url", str), ("url_source", str)])
+Call = NamedTuple("Call", [("url", str), ("body", Any), ("files", Any)])  # files: (field, file name, Reference)
+Find = NamedTuple("Find", [("path", "tuple[Any, ...]"), ("data", bytes), ("link", str)])  # what may be a result
 Picture = NamedTuple("Picture", [("data", bytes), ("format", str), ("size", "tuple[int, int]")])  # decoded to its end
-Find = NamedTuple("Find", [("path", "tuple[Any, ...]"), ("data", bytes), ("link", str), ("draft", bool)])
 Place = NamedTuple("Place", [("path", Path), ("unique", bool), ("format", str)])  # where to save, and as what
 
 
@@ -173,18 +153,6 @@ class Key(str):
 
     def __repr__(self) -> str:
         return repr(mask_key(self))
-
-
-class Model(NamedTuple):
-    """A row of the catalogue."""
-
-    name: str
-    family: str  # openai or gemini
-    price_cny: float | None  # an image, estimated; None when unknown
-    max_references: int
-    max_n: int
-    typical: str
-    sizes: str = ""  # square, landscape, portrait, others; "WxH" stands for any within gpt-image-2's rules
 
 
 class Args(NamedTuple):
@@ -207,7 +175,7 @@ class Args(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """A picture ready to be sent, and the size it had on disk; as text it is <image/jpeg, 123456 bytes>."""
+    """A picture ready to be sent, its size and the size of its file in pixels; as text <image/jpeg, 123456 bytes>."""
 
     data: bytes
     mime: str
@@ -219,14 +187,6 @@ class Reference(NamedTuple):
 
     def data_url(self) -> str:
         return f"data:{self.mime};base64,{base64.b64encode(self.data).decode('ascii')}"
-
-
-class Call(NamedTuple):
-    """One request: a JSON body whose leaves may be References, or multipart fields with files; without a body a GET."""
-
-    url: str
-    body: Mapping[str, Any] | None = None
-    files: Sequence[tuple[str, str, Reference]] = ()  # field, file name, picture
 
 
 class Generation:
@@ -241,7 +201,6 @@ class Generation:
     def __iter__(self) -> Iterator[Any]:
         return iter((self.images[0], self.usage))
 
-
 # --- Tables ---
 
 # Prices: the specification and the same ecosystem's catalogue, November 2026. Sizes: OpenAI API description, August 2026.
@@ -249,10 +208,10 @@ _GPT_SIZES = "1024x1024 1536x1024 1024x1536 auto"
 _DALLE_SIZES = "1024x1024 1792x1024 1024x1792"
 CATALOGUE = (
     #     name                              family   ¥/image refs  n  typical     sizes
-    Model("gemini-3-pro-image-preview",     "gemini", 1.00,    9,  1, "50-70 s"),
-    Model("gemini-3.1-flash-image-preview", "gemini", 0.20,    9,  1, "50-70 s"),
-    Model("gemini-2.5-flash-image",         "gemini", 0.15,    9,  1, "50-70 s"),
-    Model("gemini-2.5-flash-image-preview", "gemini", 0.15,    9,  1, "50-70 s"),
+    Model("gemini-3-pro-image-preview",     "gemini", 1.00,    9,  1, "50-70 s", ""),
+    Model("gemini-3.1-flash-image-preview", "gemini", 0.20,    9,  1, "50-70 s", ""),
+    Model("gemini-2.5-flash-image",         "gemini", 0.15,    9,  1, "50-70 s", ""),
+    Model("gemini-2.5-flash-image-preview", "gemini", 0.15,    9,  1, "50-70 s", ""),
     Model("gpt-image-2",                    "openai", 0.35,   16, 10, "60-300 s", _GPT_SIZES + " WxH"),
     Model("gpt-image-1",                    "openai", 0.50,   16, 10, "60-300 s", _GPT_SIZES),
     Model("dall-e-3",                       "openai", 0.26,    0,  1, "60-300 s", _DALLE_SIZES),
@@ -261,7 +220,7 @@ CATALOGUE = (
 PATTERNS = (
     (r"(chat)?gpt-image-.+", Model("", "openai", None, 16, 10, "60-300 s", _GPT_SIZES)),
     (r"dall-e-.+",           Model("", "openai", None, 16, 10, "60-300 s", _DALLE_SIZES)),
-    (r"gemini-.*image.*",    Model("", "gemini", None,  9,  1, "50-70 s")),
+    (r"gemini-.*image.*",    Model("", "gemini", None,  9,  1, "50-70 s", "")),
 )  # fmt: skip
 OPENAI_SIZE_BY_RATIO = {
     "1:1": "1024x1024", "3:2": "1536x1024", "2:3": "1024x1536", "4:3": "1536x1152", "3:4": "1152x1536",
@@ -304,14 +263,14 @@ ANY, NEVER = r"", r"(?!)"
 MEANINGS = (
     # error          retry  status     codes and sentence
     (QuotaError,       True,  ANY,     r"resource_exhausted|rate_limit|too_many_requests|throttl", r"rate limit"),
-    (QuotaError,       False, ANY,     r"insufficient_|quota_failed|quota_not_enough|billing|balance|arrear|payment"
+    (QuotaError,       False, ANY,     r"insufficient_|quota_failed|quota_not_enough|billing|balance|arrear|overdue|payment"
                                        r"|no_credit|credits?_(exhausted|depleted)",
                                        r"(insufficient|not enough|no) (\w+ )?(balance|credits?|quota|funds)"
                                        r"|out of credit|余额不足|额度不足|额度已用尽|欠费"),
     (RefusedError,     False, ANY,     r"moderation|content_?policy|content_?filter|safety|sensitive|prohibited"
                                        r"|prompt_?blocked|policy_violation|inappropriate|nsfw|data_inspection",
                                        r"safety system|content polic|usage polic|moderation|sensitive word|敏感|违规"),
-    (AuthError,        False, ANY,     r"api_?key|invalid_token|authentication|unauthori[sz]ed|unauthenticated",
+    (AuthError,        False, ANY,     r"api_?key|invalid_token|no_db_connection|authentication|unauthori[sz]ed|unauthenticated",
                                        r"(invalid|incorrect) api key|api key not valid"),
     (AuthError,        False, "40[13]", ANY, ANY),
     (QuotaError,       False, "402",    ANY, ANY),
@@ -348,12 +307,12 @@ CANNOT = re.compile(
     r"|assist|fulfil|edit|comply|process|provide|do)|无法|不能|抱歉", re.I | re.S)  # fmt: skip
 REFUSED_FINISH = r"(?i).*(content_?filter|safety|prohibited|blocklist|spii|recitation|moderation|sensitive)"
 UNFINISHED = r"(?i)queue|pending|process|submit|in_?progress|running|created|waiting|not_?start"
-DATA_URL = re.compile(r"data:[\w./+-]*(?:;[\w.=+-]+)*;base64,\s*([\w+/%\r\n-]+={0,2})", re.A)
+DATA_URL = re.compile(r"data:[^,\n]{0,200};\s*base64\s*,\s*([\w+/%\r\n\t -]{64,}={0,2})", re.A | re.I)
 LONG_BASE64 = re.compile(r"[\w+/-]{64}[\w+/\r\n-]*={0,2}", re.A)
 LINK = re.compile(
-    r"(?P<mark>!?)\[(?P<label>[^\]]*)\]\(\s*<?(?P<url>[^\s<>)]+)|(?P<img><img\b[^>]*?\bsrc=[\"'])?"
-    r"(?P<bare>https?://[^\s\"'<>)\]]+)", re.I)  # fmt: skip
-RELATIVE_LINK = re.compile(r"/{0,2}[\w.~%/-]+(\?\S*)?")
+    r"(?P<mark>!?)\[(?P<label>[^\]]*)\]\(\s*<?(?P<url>[^\s<>)]+)|<img\b[^>]*?\bsrc=[\"'](?P<src>[^\"']+)"
+    r"|(?P<bare>https?://[^\s\"'<>)\]]+)", re.I)  # fmt: skip
+RELATIVE_LINK = re.compile(r"/{0,2}[\w.~%:/-]+(\?\S*)?")
 PICTURE_NAME = re.compile(r"\.(png|jpe?g|webp|gif|avif)\b", re.I)
 PICTURE_WORD = re.compile(r"image|picture|photo|download|图|下载", re.I)
 URL_SAFE, FROM_URL_SAFE = str.maketrans("+/", "-_"), str.maketrans("-_", "+/")
@@ -384,7 +343,6 @@ Any OpenAI-SDK-compatible image gateway also works — replace `OMNIMAAS_*` with
 
 Once configured, re-run the original request."""  # noqa: E501
 
-
 # --- Secrecy ---
 
 
@@ -403,13 +361,14 @@ def redact(value: Any, keys: Sequence[str]) -> Any:
         return {redact(name, keys): redact(item, keys) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [redact(item, keys) for item in value]
-    pieces = {re.escape(form[i : i + 8 + (not i)]) for key in keys for form in _forms(key) for i in range(max(1, len(form) - 7))}
-    if not pieces or not isinstance(value, str):
+    if not keys or not isinstance(value, str):
         return value
+    forms = [form for key in keys for form in _written_forms(key)]
+    pieces = {re.escape(form[i : i + 8 + (not i)]) for form in forms for i in range(max(1, len(form) - 7))}
     return re.sub(rf"(?:(?={'|'.join(pieces)})[\s\S])+[\s\S]{{,7}}", "[key]", value, flags=re.I)
 
 
-def _forms(key: str) -> list[str]:
+def _written_forms(key: str) -> list[str]:
     raw = key.encode("utf-8")
     forms = [key, quote(key, safe=""), raw.hex(), "".join(f"\\u{byte:04x}" for byte in raw)]
     for shift in range(3):  # base64 depends on where the key stands in what was encoded, and its ends on the neighbours
@@ -426,7 +385,7 @@ def load_api_key() -> tuple[str, str]:
 
     raises: ConfigError when there is none (its hint is the onboarding message) or when it is malformed
     """
-    for source in [variable for variable, _ in CONFIG_ROWS] + list(KEY_FILES):
+    for source in [*dict(CONFIG_ROWS), *KEY_FILES]:
         if key := _read_key(source):
             return _checked_key(key, source), source
     raise ConfigError("No API key is configured.", ONBOARDING)
@@ -449,14 +408,14 @@ def _read_key(source: str) -> str:
 
 
 def _checked_key(key: str, source: str) -> Key:
-    if re.fullmatch(r"[!-~]+", key):
-        return Key(key)
-    message = f"The key from {source} holds a space, a line break or a character that is not ASCII."
-    raise ConfigError(message, "Copy it again, without anything around it.")
+    if not re.fullmatch(r"[!-~]+", key):
+        message = f"The key from {source} holds a space, a line break or a character that is not ASCII."
+        raise ConfigError(message, "Copy it again, without anything around it.")
+    return Key(key)
 
 
 def load_base_url(key_source: str | None = None) -> tuple[str, str]:
-    """Find the gateway's URL: the variables of CONFIG_ROWS, then the default one of DEFAULT_URL_KEYS; returns (url, source).
+    """Find the gateway's URL: the variables of CONFIG_ROWS, or the default one of DEFAULT_URL_KEYS; returns (url, source).
 
     raises: ConfigError when there is none or when it is malformed
     """
@@ -471,21 +430,16 @@ def load_base_url(key_source: str | None = None) -> tuple[str, str]:
 
 
 def _checked_url(url: str, source: str) -> str:
-    url = url.rstrip("/")
-    try:
-        host, _ = urlsplit(url).hostname or "", urlsplit(url).port
-    except ValueError:
-        host = ""
-    endpoint = next((end for end in ENDPOINTS.values() if url.endswith(end)), "")
-    for wrong, what, right in (
-        ("@" in url, "holds a user name or a password", DEFAULT_BASE_URL),
-        (not re.match("https?://", url) or not host, f"is {url!r}, no http or https address", DEFAULT_BASE_URL),
-        (re.search(r"[^!-~]|[?#]", url), f"is {url!r}, with a blank, a query or a fragment", DEFAULT_BASE_URL),
-        (endpoint, f"is {url!r}, which ends in an endpoint", url[: len(url) - len(endpoint)]),
-    ):
-        if wrong:
-            raise ConfigError(f"The base URL from {source} {what}.", f"Set it like this: {right}")
-    if url.startswith("http:") and not re.fullmatch(r"localhost|127(\.\d+){3}|::1", host):
+    url, host = url.rstrip("/"), ""
+    with contextlib.suppress(ValueError):
+        host = (urlsplit(url).port, urlsplit(url).hostname or "")[1]
+    right = next((url[: -len(end)] for end in ENDPOINTS.values() if url.endswith(end)), "")
+    if right or not host or not re.fullmatch(r"(?i)https?://[!-~]+", url) or re.search("[?#@]", url):
+        shown = "" if "@" in url else f" {url!r}"  # it may hold a password
+        what = f"The base URL{shown} from {source} ends in an endpoint." if right else (
+            f"The base URL{shown} from {source} is no plain http or https address, without user, query and fragment.")
+        raise ConfigError(what, f"Set {source} like this: {right or DEFAULT_BASE_URL}")  # fmt: skip
+    if url.lower().startswith("http:") and not re.fullmatch(r"localhost|127(\.\d+){3}|::1", host):
         log.warning("the base URL %s from %s is plain http: the key travels unencrypted", url, source)
     return url
 
@@ -513,15 +467,14 @@ def find_model(name: str, family: str | None = None) -> Model:
     """
     known = {model.name: model for model in CATALOGUE}
     plain = str(name).rsplit("/", 1)[-1].lower()
-    rows = [row for pattern, row in PATTERNS if re.fullmatch(pattern, plain)]
+    rows = [known[name]] if name in known else [row for pattern, row in PATTERNS if re.fullmatch(pattern, plain)]
     rows += [row for _, row in PATTERNS if row.family == family and plain.strip()]
-    if name not in known and not rows:
+    if not rows:
         hint = f"Use one of {', '.join(known)}; for another image model of your gateway add --family openai or gemini."
         raise UsageError(f"The model {name!r} is not a known image model.", hint)
-    model = known.get(name) or rows[0]._replace(name=name)
-    if family not in (None, model.family):
-        raise UsageError(f"The family of {name!r} is {model.family!r}, not {family!r}.", "Leave --family out.")
-    return model
+    if family not in (None, rows[0].family):
+        raise UsageError(f"The family of {name!r} is {rows[0].family!r}, not {family!r}.", "Leave --family out.")
+    return rows[0]._replace(name=name)
 
 
 def model_family(model: str) -> str:
@@ -570,13 +523,12 @@ def _faults(args: Args, model: Model) -> Iterator[tuple[str, str]]:
         yield f"The timeout is {args.timeout!r}.", "Use a number of seconds, at most 86400."
     if model.family == "openai" and args.n > model.max_n:
         yield f"n is {args.n}.", f"{model.name} makes one image a call: leave n out."
-    if len(args.reference_images) > model.max_references:
-        yield f"There are {len(args.reference_images)} reference images.", f"{model.name} takes {model.max_references or 'none'}."
+    if (count := len(args.reference_images)) > model.max_references:
+        yield f"The number of reference images is {count}.", f"{model.name} takes {model.max_references or 'none'}."
     if args.mask is not None and not args.reference_images:
         yield f"The mask {os.fspath(args.mask)!r} has no reference image to go with.", "Add the reference image."
-    for name in args.params:
-        if RESERVED_PARAMS.fullmatch(name):
-            yield f"The parameter {name!r} is set by the program itself.", "Use the flag of that name, if there is one."
+    for name in filter(RESERVED_PARAMS.fullmatch, args.params):
+        yield f"The parameter {name!r} is set by the program itself.", "Use the flag of that name, if there is one."
     if args.proxy is not None and not re.fullmatch(r"(https?|socks5h?)://([^/@]*@)?[\w.\[\]:-]+/?", args.proxy):
         yield "The proxy is not an address such as http://127.0.0.1:7890.", "Correct the proxy."
 
@@ -606,26 +558,25 @@ def choose_size(model: Model, aspect_ratio: str | None = None, size: str | None 
 def compose_prompt(prompt: str, negative_prompt: str | None, aspect_ratio: str | None, family: str) -> str:
     """The prompt that is sent: ("a cup", "text", "16:9", "gemini") -> "a cup (aspect ratio: 16:9) Avoid: text"."""
     ratio = f"(aspect ratio: {aspect_ratio})" if aspect_ratio and family == "gemini" else ""
-    avoid = f"Avoid: {negative_prompt}" if negative_prompt else ""
-    return " ".join(part for part in (prompt, ratio, avoid) if part)
+    return " ".join(filter(None, (prompt, ratio, f"Avoid: {negative_prompt}" if negative_prompt else "")))
 
 
 # --- Requests ---
 
 
-def build_call(args: Args, url: str, references: Sequence[Reference]) -> Call:
+def build_call(args: Args, url: str, references: Sequence[Reference], mask: Reference | None) -> Call:
     """The one request of validated arguments: the same whether it is sent or shown."""
     prompt = compose_prompt(args.prompt, args.negative_prompt, args.aspect_ratio, str(args.family))
     if args.family == "gemini":
         content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
         content += [{"type": "image_url", "image_url": {"url": image}} for image in references]
         messages = [{"role": "user", "content": content}]
-        return Call(url + ENDPOINTS["gemini"], {"model": args.model, "messages": messages, **args.params})
+        return Call(url + ENDPOINTS["gemini"], {"model": args.model, "messages": messages, **args.params}, ())
     body = {"model": args.model, "prompt": prompt, "n": args.n, "size": args.size, **args.params}
     if not references:
-        return Call(url + ENDPOINTS["openai"], body)
+        return Call(url + ENDPOINTS["openai"], body, ())
     parts = [("image[]", f"image-{number}", image) for number, image in enumerate(references, 1)]
-    parts += [("mask", "mask", fit_mask(args.mask, references[0]))] if args.mask is not None else []
+    parts += [("mask", "mask", mask)] if mask else []
     fields = {name: value if isinstance(value, str) else json.dumps(value) for name, value in body.items()}
     # Some gateways trust the file name's extension over the Content-Type.
     files = [(field, f"{stem}.{image.mime.split('/')[1]}", image) for field, stem, image in parts]
@@ -634,12 +585,11 @@ def build_call(args: Args, url: str, references: Sequence[Reference]) -> Call:
 
 def show_pictures(tree: Any, show: Callable[[Reference], str]) -> Any:
     """A request body with its pictures as text."""
-    if isinstance(tree, Mapping):
-        return {name: show_pictures(item, show) for name, item in tree.items()}
+    if isinstance(tree, Reference):
+        return show(tree)
     if isinstance(tree, list):
         return [show_pictures(item, show) for item in tree]
-    return show(tree) if isinstance(tree, Reference) else tree
-
+    return {name: show_pictures(item, show) for name, item in tree.items()} if isinstance(tree, Mapping) else tree
 
 # --- Pictures ---
 
@@ -663,7 +613,7 @@ def decoding(data: bytes) -> Iterator[Any]:
     except KeyError:
         raise ValueError(f"there is no decoder for {name}") from None
     except Exception as exc:  # Pillow's decoders raise whatever a broken file provokes
-        raise ValueError(f"it cannot be used: {str(exc) or type(exc).__name__}") from None
+        raise exc if type(exc) is ValueError else ValueError(str(exc) or type(exc).__name__) from None
 
 
 def read_picture(data: bytes) -> Picture:
@@ -735,25 +685,17 @@ def shrink(data: bytes, max_dim: int, max_bytes: int = REFERENCE_LIMIT_BYTES, pa
             if fits and image.format in SENT_FORMATS and getattr(image, "n_frames", 1) == 1:
                 image.load()
                 return Reference(data, MIME_BY_FORMAT[image.format], size, size)
-            size = size[::-1] if orientation in range(5, 9) else size
             image = standardise(image, max_dim)
-            for name, data in _ever_smaller(image):
-                if len(data) <= max_bytes or max(image.size) == 1:
-                    break
-            return Reference(data, MIME_BY_FORMAT[name], image.size, size)
     except ValueError as exc:
-        raise UsageError(f"The reference image {str(path)!r}: {exc}.", "Convert it to PNG or JPEG.") from exc
-
-
-def _ever_smaller(image: Any) -> Iterator[tuple[str, bytes]]:
-    """Encodings of an image, less and less quality first, then, shrinking the image itself, less and less pixels."""
+        raise UsageError(f"The reference image {str(path)!r} cannot be used: {exc}.", "Convert it to PNG or JPEG.") from exc
     opaque = image.mode == "RGB" or image.getextrema()[3][0] == 255
-    name, image_mode = ("JPEG", "RGB") if opaque else ("WEBP", "RGBA")
-    while True:
-        if not opaque:
-            yield "PNG", encode(image, "PNG")
-        for quality in REFERENCE_QUALITIES:
-            yield name, encode(image.convert(image_mode), name, quality=quality)
+    image = image.convert("RGB") if opaque else image
+    ladder = [("JPEG" if opaque else "WEBP", {"quality": quality}) for quality in REFERENCE_QUALITIES]
+    while True:  # less and less quality, then less and less pixels
+        for name, options in ladder if opaque else [("PNG", {}), *ladder]:
+            data = encode(image, name, **options)
+            if len(data) <= max_bytes or max(image.size) == 1:
+                return Reference(data, MIME_BY_FORMAT[name], image.size, size[::-1] if orientation > 4 else size)
         image.thumbnail((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)))
 
 
@@ -770,51 +712,66 @@ def _reason(exc: Exception) -> str:
     return getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
 
 
-def fit_mask(path: PathLike, reference: Reference) -> Reference:
-    """A mask at the size of the reference it goes with, byte for byte when it has that size already.
+def fit_mask(path: PathLike | None, references: Sequence[Reference]) -> Reference | None:
+    """A mask at the size of the first reference, byte for byte when it has that size already; None without a mask.
 
     raises: UsageError unless it is a PNG with alpha and of the same pixel size as the reference's file
     """
+    if path is None:
+        return None
     from PIL import Image
 
-    data = read_file(path)
+    data, first = read_file(path), references[0]
     try:
         with decoding(data) as image:
-            alpha = image.convert("RGBA").getchannel("A")
-            transparent = "A" in image.getbands() or "transparency" in image.info
-            if image.format != "PNG" or not transparent or image.size != reference.full_size:
-                raise ValueError("{}x{}, PNG and transparent in part is what it must be".format(*reference.full_size))
+            alpha, size = image.convert("RGBA").getchannel("A"), image.size
+            if image.format != "PNG" or not ("A" in image.getbands() or "transparency" in image.info):
+                raise ValueError("it is not a PNG with transparency")
+            if size != first.full_size:
+                raise ValueError("it is {}x{}, and its reference {}x{} pixels".format(*size, *first.full_size))
     except ValueError as exc:
-        raise UsageError(f"The mask {str(path)!r}: {exc}.", "Make what may change transparent.") from exc
-    if image.size != reference.size or len(data) > REFERENCE_LIMIT_BYTES:
-        blank = Image.new("RGBA", reference.size)
-        blank.putalpha(alpha.resize(reference.size))
+        raise UsageError(f"The mask {str(path)!r} cannot be used: {exc}.", "Make what may change transparent.") from exc
+    if size != first.size or len(data) > REFERENCE_LIMIT_BYTES:
+        blank = Image.new("RGBA", first.size)
+        blank.putalpha(alpha.resize(first.size))
         data = encode(blank, "PNG")
-    return Reference(data, "image/png", reference.size, reference.full_size)
-
+    return Reference(data, "image/png", first.size, size)
 
 # --- Answers ---
 
 
 def parse_body(body: bytes | bytearray) -> Any:
-    """A body as a JSON tree, an event stream as the list of its events' trees, or anything else as text."""
+    """A body as a JSON tree, an event stream as the list of its events' trees and their joined text, or else as text."""
     text = body.decode(json.detect_encoding(body), "replace").strip("\ufeff \t\r\n\0")
-    events = [] if text[:1] in ("{", "[") else re.findall(r"^data:\s*([{\[].*)", text, re.M)
     with contextlib.suppress(ValueError, RecursionError):
-        return [json.loads(event) for event in events] or json.loads(text)
+        return json.loads(text)
+    with contextlib.suppress(ValueError, RecursionError):
+        events = [json.loads(event) for event in re.findall(r"^data:\s*(\{.*)", text, re.M)]
+        deltas = "".join(piece for path, piece in walk(events) if path[-2:] == ("delta", "content"))
+        return [*events, deltas] if events else text
     return text
 
 
+def as_tree(body: Any) -> Any:
+    """A body in whatever form: bytes and text are parsed."""
+    body = body.encode("utf-8", "replace") if isinstance(body, str) else body
+    return parse_body(body) if isinstance(body, (bytes, bytearray)) else body
+
+
 def walk(tree: Any) -> Iterator[tuple[tuple[Any, ...], str]]:
-    """Every text of a tree in document order and the path to it; JSON inside a text is entered, too."""
+    """Every text and number of a tree in document order, with its path; JSON in a text is entered, a list of bytes base64."""
     stack: list[tuple[tuple[Any, ...], Any]] = [((), tree)]
     while stack:
         path, node = stack.pop()
-        if isinstance(node, str):
-            yield path, node
+        if isinstance(node, str) and node[:1] in ("{", "["):
             with contextlib.suppress(ValueError, RecursionError):
-                node = json.loads(node) if node[:1] in ("{", "[") else None
-        if isinstance(node, dict):
+                node = json.loads(node)
+        if isinstance(node, list) and node and isinstance(node[0], int):
+            with contextlib.suppress(ValueError, TypeError):
+                node = base64.b64encode(bytes(node)).decode("ascii")
+        if isinstance(node, (str, int)):
+            yield path, str(node)
+        elif isinstance(node, dict):
             path += ("thought",) if node.get("thought") is True else ()
             stack += [(path + (name,), node[name]) for name in reversed(node)]
         elif isinstance(node, list):
@@ -844,58 +801,64 @@ def decode_base64(text: str) -> bytes:
 def find_images(tree: Any) -> Iterator[Find]:
     """All that may be the result, wherever it stands: base64 whose first bytes are a picture's, and links."""
     for path, text in walk(tree):
-        words = re.sub(r"(?<=[a-z])(?=[A-Z])|[_-]", " ", " ".join(map(str, path)))
-        if IGNORED_KEYS.search(words):
+        if IGNORED_KEYS.search(words := _words(path)):
             continue
         encoded = [text, *DATA_URL.findall(text)]
         if not path:  # no JSON, or JSON cut short: base64 stands in quotes, perhaps with escapes
             encoded += LONG_BASE64.findall(text.replace("\\/", "/").replace("\\r", "").replace("\\n", "\n"))
-        draft = bool(DRAFT_KEYS.search(words))
-        finds = [Find(path, data, "", draft) for data in map(decode_base64, encoded) if data]
-        if not finds and len(text) < 100_000 and not CANNOT.search(text):
-            finds = [Find(path, b"", link, draft) for link in _links(words, text.strip())]
+        finds = [Find(path, data, "") for data in map(decode_base64, encoded) if data]
+        if not finds and not CANNOT.search(text[:8000]):
+            finds = [Find(path, b"", link) for link in dict.fromkeys(_links(words, text[:8000].strip()))]
         yield from finds
+
+
+def _words(path: Sequence[Any]) -> str:
+    """A path as words: ("data", 0, "imageUrl") -> "data 0 image Url"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|[_-]", " ", " ".join(map(str, path)))
 
 
 def _links(key: str, text: str) -> Iterator[str]:
     if RELATIVE_LINK.fullmatch(text) and (PICTURE_NAME.search(text) or text[0] == "/" and LINK_KEYS.search(key)):
         yield text
     for match in LINK.finditer(text):
-        link, label = match["url"] or match["bare"], match["label"] or ""
-        shown = match["mark"] or match["img"] or match[0] == text
-        named = PICTURE_NAME.search(link) or PICTURE_WORD.search(label)
-        if (shown or named and match["bare"] or named and "://" in link) and not re.search(AVATAR, label + link, re.I):
+        link = match["url"] or match["src"] or match["bare"].rstrip(".,;:!?、。,;:!?)】」")
+        shown = match["mark"] or match["src"] or match[0] == text
+        named = PICTURE_NAME.search(link) or PICTURE_WORD.search(match["label"] or "")
+        allowed = re.match("https?:" if not shown else r"https?:|/|[\w.-]+(/|\.\w+$)", link, re.I)
+        if allowed and (shown or named) and not re.search(AVATAR, f"{match['label']} {link}", re.I):
             yield link
 
 
-def choose_results(finds: Sequence[Find], family: str, echoes: Sequence[bytes]) -> list[list[Find]]:
-    """Which finds are the result: for every picture made a list of alternatives, best first.
+def choose_results(finds: Sequence[Find], family: str, echoes: Sequence[bytes]) -> list[list[list[Find]]]:
+    """How an answer can be read, likeliest first; a reading has for every picture made its alternatives, best first.
 
-    openai: each element of a list is a picture; bytes and link in it are alternatives. gemini: one picture, the last.
+    openai: each element of a list is a picture, and what stands under one top-level key is one reading.
+    gemini: there is one picture, the last; the ones before it are drafts.
     """
     usable = [find for find in finds if find.data not in echoes or find.link]
-    usable = [find for find in usable if not find.draft] or usable
-    groups: dict[Any, list[Find]] = {}
+    usable = [find for find in usable if not DRAFT_KEYS.search(_words(find.path))] or usable
+    readings: dict[Any, dict[Any, list[Find]]] = {}
     for find in usable:
         depth = max((i + 1 for i, step in enumerate(find.path) if isinstance(step, int)), default=0)
-        if family == "gemini" or find.path[:1] == usable[0].path[:1]:
-            groups.setdefault(find.path[:depth] if family == "openai" else (), []).insert(0, find)
-    return [sorted(group, key=lambda find: not find.data) for group in groups.values()]
+        top, element = (find.path[:1], find.path[:depth]) if family == "openai" else ((), ())
+        readings.setdefault(top, {}).setdefault(element, []).insert(0, find)
+    ordered = sorted(readings.values(), key=lambda groups: not any(find.data for group in groups.values() for find in group))
+    return [[sorted(group, key=lambda find: not find.data) for group in groups.values()] for groups in ordered]
 
 
 def read_answer(
     body: bytes | bytearray, args: Args, echoes: Sequence[bytes], fetch: Callable[[str], bytes]
 ) -> tuple[list[Picture], dict[str, Any]]:
-    """All pictures of a successful answer and its usage; `fetch` gets the bytes behind a link.
+    """All pictures of a successful answer, and its usage; `fetch` gets the bytes behind a link.
 
     raises: what `classify_response_error` finds, or ResponseError when what is there is no whole picture
     """
     tree = None if sniff_format(body) else parse_body(body)
-    finds = [Find((), bytes(body), "", False)] if tree is None else list(find_images(tree))
+    finds = [Find((), bytes(body), "")] if tree is None else list(find_images(tree))
     finds = [find for find in finds if find.data or not _refusal(tree)]
     pictures: list[Picture] = []
     faults, links, salvage = [], [], b""
-    for group in choose_results(finds, str(args.family), echoes):
+    for group in (group for reading in choose_results(finds, str(args.family), echoes) if not pictures for group in reading):
         for find in group:
             try:
                 data = find.data or fetch(find.link)
@@ -904,13 +867,13 @@ def read_answer(
                     break
             except (ValueError, ResponseError) as exc:
                 faults.append(getattr(exc, "message", str(exc)))
-                links += [find.link] * bool(find.link)
+                links += [getattr(exc, "image_url", None) or find.link] * bool(find.link)
                 salvage = find.data or salvage
     if not pictures and not faults:
         classify_response_error(str(args.family), tree)
     if not pictures:
-        message = f"The gateway's picture cannot be had: {faults[-1].rstrip('.')}."
-        raise ResponseError(message, salvage=salvage, image_url=links[-1] if links else None)
+        message = f"The gateway's picture cannot be had: {'; '.join(dict.fromkeys(faults)).rstrip('.')}."
+        raise ResponseError(message, salvage=salvage, image_url=links[0] if links else None)
     if len(pictures) < args.n:
         log.warning("the gateway made %d of the %d images asked for %s", len(pictures), args.n, " ".join(links))
     usage = (tree.get("usage") or tree.get("usageMetadata")) if isinstance(tree, dict) else None
@@ -925,24 +888,22 @@ def _refusal(tree: Any) -> str:
 
 def one_line(text: str) -> str:
     """Untrusted text as one short printable line; of an HTML page its title."""
-    text = text[:20_000]
-    if text.lstrip().startswith("<"):
-        title = re.search(r"<title[^>]*>(.*?)</title>", text, re.I | re.S)
-        text = title[1] if title else re.sub(r"<[^>]*>", " ", text)
+    title = re.search(r"<title[^>]*>(.*?)</title>", text[:20_000], re.I | re.S)
+    text = title[1] if title else re.sub(r"<[^>]*>", " ", text[:20_000])
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     return text if len(text) <= 300 else text[:299] + "…"
 
 
 def error_facts(body: Any) -> tuple[str, str]:
     """An error body's sentence and codes: {"error": {"message": "No", "type": "bad", "code": null}} -> ("No", "bad")."""
-    tree = parse_body(body) if isinstance(body, (bytes, bytearray)) else body
+    tree = as_tree(body)
     if isinstance(tree, str):
         return one_line(tree), ""
-    codes = texts_under(tree, "(error_?)?code|reason") + texts_under(tree, "type|status|error")
-    codes = [code for code in codes if re.fullmatch(r"[\w.:-]+", code)]
+    codes = texts_under(tree, "(error_?)?code|reason") + texts_under(tree, "type|status|error")  # most telling first
+    codes = [re.sub("(?<=[a-z])(?=[A-Z])", "_", code) for code in codes if re.fullmatch(r"[\w.:-]*[^\W\d][\w.:-]*", code)]
     places = ".".join(text for path, text in walk(tree) if "loc" in path)
     texts = texts_under(tree, "(error_?)?(message|msg)") or texts_under(tree, r"detail|error|error_description|title|\d+")
-    return one_line(": ".join([places] * bool(places) + texts[:1])), " ".join(dict.fromkeys(codes))
+    return one_line(": ".join([places] * bool(places) + texts[:1])), " ".join(codes)
 
 
 def gateway_error(status: int, body: Any, headers: Mapping[str, str] = {}) -> ImageGenError:
@@ -953,9 +914,9 @@ def gateway_error(status: int, body: Any, headers: Mapping[str, str] = {}) -> Im
         if fits and re.match(for_status, str(status)):
             break
     said = "".join(f" ({code})" for code in codes.split()[:1]) + (f": {message}" if message else "")
-    message = f"The gateway answered {status}{said}".rstrip(".") + "."
     hint = "Check the base URL (most end in /v1) and the model's name: generate.py --check." if status == 404 else ""
-    return error(message, hint, status=status, retryable=retryable, retry_after_s=read_retry_after(headers))
+    facts = {"status": status, "retryable": retryable, "retry_after_s": read_retry_after(headers)}
+    return error(f"The gateway answered {status}{said}".rstrip(".") + ".", hint, **facts)
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float:
@@ -963,14 +924,12 @@ def read_retry_after(headers: Mapping[str, str]) -> float:
     import email.utils
 
     wish, milliseconds = headers.get("retry-after", ""), headers.get("retry-after-ms", "")
-    try:
-        if re.fullmatch(r"\s*[\d.]+\s*", wish or milliseconds):
-            seconds = float(wish) if wish else float(milliseconds) / 1000
-        else:
-            seconds = email.utils.parsedate_to_datetime(wish).timestamp() - time.time()
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return 0.0
-    return min(max(0.0, seconds), MAX_RETRY_AFTER_S)
+    with contextlib.suppress(ValueError, TypeError, OverflowError, IndexError):
+        date = email.utils.parsedate_tz(wish)
+        then = email.utils.mktime_tz((*date[:9], date[9] or 0)) if date else 0  # without a zone it is GMT
+        seconds = then - time.time() if date else float(wish) if wish else float(milliseconds) / 1000
+        return min(max(0.0, seconds), MAX_RETRY_AFTER_S)
+    return 0.0
 
 
 def handle_http_error(family: str, status: int, body: Any, headers: Mapping[str, str] = {}) -> NoReturn:
@@ -983,8 +942,8 @@ def handle_http_error(family: str, status: int, body: Any, headers: Mapping[str,
 
 def classify_response_error(family: str, body: Any) -> NoReturn:
     """Raise the ImageGenError of a successful answer without a picture; the body is bytes, text or a JSON tree."""
-    tree = parse_body(body) if isinstance(body, (bytes, bytearray)) else body
-    top = tree if isinstance(tree, dict) else {}
+    tree = as_tree(body)
+    top = next((node for node in (tree if isinstance(tree, list) else [tree]) if isinstance(node, dict)), {})
     stated = [node.get(key) for node in (top.get("error"), top) if isinstance(node, dict) for key in ("code", "status")]
     status = next((int(str(value)) for value in stated if re.fullmatch("[45][0-9][0-9]", str(value))), 200)
     error = gateway_error(status, tree)
@@ -992,12 +951,12 @@ def classify_response_error(family: str, body: Any) -> NoReturn:
         raise error
     if reason := _refusal(tree):
         raise RefusedError(f"The model refused: {one_line(reason)}.")
-    unfinished = any(re.match(UNFINISHED, state) for state in texts_under(tree, "status|state"))
-    for task in texts_under(tree, "(task|job|generation|prediction)_?id") + texts_under(tree, "id") * unfinished:
+    unfinished = any(re.search(UNFINISHED, state) for state in texts_under(tree, "status|state"))
+    for task in texts_under(tree, "(task|job|generation|prediction)_?id") + texts_under(tree, "(request_?)?id") * unfinished:
         hint = "Ask the gateway for that task's result; only answers that hold the image are read here."
         raise ResponseError(f"The gateway answered with the unfinished task {one_line(task)} in place of an image.", hint)
-    texts = [tree] if isinstance(tree, str) else texts_under(tree, "content|text|message|msg") or texts_under(tree, "finish_?reason")
-    said = one_line(" ".join(texts))
+    texts = texts_under(tree, "content|text|message|msg") or texts_under(tree, "finish_?reason")
+    said = one_line(tree if isinstance(tree, str) else " ".join(texts))
     hint = "Check the base URL: most end in /v1." if isinstance(tree, str) and tree.startswith("<") else ""
     raise ResponseError(f"The answer holds no image{': ' if said else ''}{said}".rstrip(".") + ".", hint)
 
@@ -1008,12 +967,11 @@ def classify_response_error(family: str, body: Any) -> NoReturn:
 class Exchange:
     """One HTTP request on a thread of its own, so that no silent, trickling or endless server outlasts its deadline."""
 
-    def __init__(self, url: str, proxy: str | None, limit_bytes: int, **content: Any) -> None:
-        self.url, self.proxy, self.limit_bytes, self.content = url, proxy, limit_bytes, content
+    def __init__(self, url: str, args: Args, **content: Any) -> None:
+        self.url, self.proxy, self.limit_bytes, self.content = url, args.proxy, MAX_ANSWER_BYTES * args.n, content
+        self.status, self.headers, self.received = 0, dict[str, str](), bytearray()
+        self.fault, self.late = "", False  # why the answer ended early, "" when it is whole
         self.sockets: list[Any] = []
-        self.status, self.fault, self.late = 0, "", False  # fault: why the answer ended early, "" when it is whole
-        self.headers: dict[str, str] = {}
-        self.received = bytearray()
         self.done = threading.Event()
 
     def run(self, deadline: float, meanwhile: Callable[[], object] = lambda: None) -> Exchange:
@@ -1024,15 +982,13 @@ class Exchange:
         import socket
 
         connect_by = min(deadline, time.monotonic() + CONNECT_TIMEOUT_S)
-        threading.Thread(target=self._work, args=(max(0.001, deadline - time.monotonic()),), daemon=True).start()
-        try:
-            meanwhile()
-            while not self.late and not self.done.wait(POLL_S):
-                self.late = time.monotonic() > (deadline if self.sockets else connect_by) - POLL_S
-        finally:
-            for sock in self.sockets:  # below TLS, whose own shutdown() would race with the thread that reads
-                with contextlib.suppress(OSError, TypeError):
-                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        threading.Thread(target=self._work, args=(max(POLL_S, deadline - time.monotonic()),), daemon=True).start()
+        meanwhile()
+        while not self.late and not self.done.wait(POLL_S):
+            self.late = time.monotonic() > (deadline if self.sockets else connect_by) - POLL_S
+        for sock in self.sockets:  # below TLS, whose own shutdown() would race with the thread that reads
+            with contextlib.suppress(OSError, TypeError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
         self.done.wait(POLL_S)  # the thread hands over what it has
         declared = self.headers.get("content-length", "")
         if not self.fault and declared.isdigit() and len(self.received) < int(declared):
@@ -1040,34 +996,57 @@ class Exchange:
         self.fault = "the time allowed is over" if self.late else self.fault
         if not self.status:
             what = "gave no answer" if self.sockets else "cannot be reached"
+            hint = "" if self.sockets else "Check the network, the base URL and the proxy; nothing was billed."
+            facts = {"billed": "maybe" if self.sockets else "no", "timed_out": self.late and bool(self.sockets)}
             message = f"{urlsplit(self.url).netloc} {what}: {self.fault or 'the connection was closed'}."
-            facts: dict[str, Any] = {"timed_out": self.late and bool(self.sockets), "retryable": "TLS" not in self.fault}
-            if not self.sockets:
-                facts.update(billed="no", hint="Check the network, the base URL and the proxy; nothing was billed.")
-            raise UnavailableError(message, **facts)
+            raise UnavailableError(message, hint, retryable="TLS" not in self.fault, **facts)
         return self
 
     def _work(self, timeout_s: float) -> None:
-        ca_bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or True
         try:
-            with new_session(self.proxy, timeout_s, self.sockets.append) as session:
-                proxies = {"all": self.proxy} if self.proxy else None
-                limits = (min(CONNECT_TIMEOUT_S, timeout_s), timeout_s)
-                response = session.request(
-                    "POST" if self.content.get("data") else "GET", self.url, stream=True, allow_redirects=False,
-                    verify=ca_bundle, proxies=proxies, timeout=limits, **self.content,
-                )  # fmt: skip
+            with self._session(timeout_s) as session:
+                response = session.request("POST" if self.content.get("data") else "GET", self.url, **self.content)
                 self.headers = {name.lower(): value for name, value in response.headers.items()}
                 self.status = response.status_code
-                while chunk := response.raw.read(16_384, decode_content=False):
+                limit_bytes = self.limit_bytes if 200 <= self.status < 300 else MAX_PAGE_BYTES
+                while chunk := response.raw._fp.read1(65_536):  # what is there; read() would lose it on a reset
                     self.received += chunk
-                    if len(self.received) > self.limit_bytes:
-                        raise ValueError(f"more than {self.limit_bytes} bytes")
+                    if len(self.received) > limit_bytes:
+                        raise ValueError(f"more than {limit_bytes} bytes")
         except Exception as exc:
             text = f"{type(exc).__name__} {exc}"
             self.fault = next((words for pattern, words in WIRE_FAULTS if re.search(pattern, text, re.I)), type(exc).__name__)
         finally:
             self.done.set()
+
+    def _session(self, timeout_s: float) -> Any:
+        """A requests session that heeds no proxy variables and no .netrc, and hands over every socket that it connects."""
+        import requests
+
+        sockets = self.sockets
+
+        def watched(pool: Any) -> Any:
+            class Connection(pool.ConnectionCls):  # type: ignore[misc]
+                def connect(self) -> None:
+                    super().connect()
+                    self.sock.settimeout(timeout_s)  # else a long upload would have only the time allowed for connecting
+                    sockets.append(self.sock)
+
+            return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
+
+        session = requests.Session()
+        session.trust_env = False
+        session.headers.update({"User-Agent": f"product-shots-image-gen/{VERSION}", "Accept-Encoding": "gzip"})
+        adapter: Any = session.get_adapter("https://")
+        for manager in [adapter.poolmanager] + ([adapter.proxy_manager_for(self.proxy)] if self.proxy else []):
+            manager.pool_classes_by_scheme = {name: watched(pool) for name, pool in manager.pool_classes_by_scheme.items()}
+        session.mount("http://", adapter)
+        self.content.update(
+            proxies={"all": self.proxy} if self.proxy else None, stream=True, allow_redirects=False,
+            timeout=(min(CONNECT_TIMEOUT_S, timeout_s), timeout_s),
+            verify=os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or True,
+        )  # fmt: skip
+        return session
 
     def body(self) -> bytes | bytearray:
         """The body, gzip undone where it is there, declared or not, up to the limit and as far as it is whole."""
@@ -1075,29 +1054,6 @@ class Exchange:
             if self.received[:2] == b"\x1f\x8b":
                 return zlib.decompressobj(31).decompress(self.received, self.limit_bytes)
         return self.received
-
-
-def new_session(proxy: str | None, timeout_s: float, on_connect: Callable[[Any], None]) -> Any:
-    """A requests session that heeds no proxy variables and no .netrc, and hands over every socket that it connects."""
-    import requests
-
-    def watched(pool: Any) -> Any:
-        class Connection(pool.ConnectionCls):  # type: ignore[misc]
-            def connect(self) -> None:
-                super().connect()
-                self.sock.settimeout(timeout_s)  # else a long upload would have only the time allowed for connecting
-                on_connect(self.sock)
-
-        return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
-
-    session = requests.Session()
-    session.trust_env = False
-    session.headers.update({"User-Agent": f"product-shots-image-gen/{VERSION}", "Accept-Encoding": "gzip"})
-    adapter: Any = session.get_adapter("https://")
-    for manager in [adapter.poolmanager] + ([adapter.proxy_manager_for(proxy)] if proxy else []):
-        manager.pool_classes_by_scheme = {name: watched(pool) for name, pool in manager.pool_classes_by_scheme.items()}
-    session.mount("http://", adapter)
-    return session
 
 
 def send(call: Call, target: Target, args: Args, deadline: float) -> Exchange:
@@ -1113,7 +1069,7 @@ def send(call: Call, target: Target, args: Args, deadline: float) -> Exchange:
     elif call.body:
         content["data"] = json.dumps(show_pictures(call.body, Reference.data_url)).encode("ascii")
         content["headers"] = {"Content-Type": "application/json"}
-    answer = Exchange(call.url, args.proxy, MAX_ANSWER_BYTES * args.n, **content).run(deadline, load_pillow)
+    answer = Exchange(call.url, args, **content).run(deadline, load_pillow)
     if not 200 <= answer.status < 300:
         handle_http_error(str(args.family), answer.status, answer.body(), answer.headers)
     return answer
@@ -1130,25 +1086,25 @@ def fetch(url: str, args: Args, deadline: float) -> bytes:
     raises: ResponseError with the link, so that the picture can still be had
     """
     log.info("fetching the picture from %s", url)
-    fault, place = "", url
+    fault = ""
     for number in range(FETCH_TRIES):
         if number:
             time.sleep(max(0.0, min(RETRY_WAITS_S[number - 1], deadline - time.monotonic())))
-        share_s = max(2 * POLL_S, (deadline - time.monotonic()) / (FETCH_TRIES - number))
+            if time.monotonic() >= deadline:
+                break
+        try_by = time.monotonic() + max(2 * POLL_S, (deadline - time.monotonic()) / (FETCH_TRIES - number))
+        place, hops = url, MAX_REDIRECTS
         try:
-            place = url
-            for _ in range(MAX_REDIRECTS):
-                answer = Exchange(place, args.proxy, MAX_ANSWER_BYTES).run(time.monotonic() + share_s)
-                if not 300 <= answer.status < 400:
-                    break
-                place = urljoin(place, answer.headers.get("location", ""))
+            answer = Exchange(place, args).run(try_by)
+            while 300 <= answer.status < 400 and hops:
+                place, hops = urljoin(place, answer.headers.get("location", "")), hops - 1
+                answer = Exchange(place, args).run(try_by)
             if answer.status == 200 and not answer.fault:
                 return bytes(answer.body())
             fault = f"the server answered {answer.status} {answer.fault}".strip()
         except ImageGenError as exc:
             fault = exc.message
-    raise ResponseError(f"{url} cannot be fetched: {fault}", image_url=url)
-
+    raise ResponseError(f"{one_line(url)} cannot be fetched: {fault}", image_url=url)
 
 # --- Disk: the only code that writes ---
 
@@ -1341,10 +1297,11 @@ def run(args: Args, target: Target, save: bool) -> Generation:
     require_packages()
     place = prove_writable(args.output, args.family) if save else None
     references = prepare_references(args.reference_images)
+    mask = fit_mask(args.mask, references)
     entry: dict[str, Any] = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "model": args.model, "n": args.n}
     started = time.monotonic()
     try:
-        generation = _call_with_retries(args, target, references)
+        generation = _call_with_retries(args, target, references, mask)
         if place:
             generation.saved = save_all(generation.pictures, place)
         generation.elapsed_s = time.monotonic() - started
@@ -1369,17 +1326,18 @@ def prepare_references(paths: Sequence[PathLike]) -> list[Reference]:
         return list(pool.map(maybe_resize, paths))
 
 
-def _call_with_retries(args: Args, target: Target, references: list[Reference]) -> Generation:
+def _call_with_retries(args: Args, target: Target, references: list[Reference], mask: Reference | None) -> Generation:
     """Only image-to-image is tried again, and only after errors that may pass by themselves: a POST is not idempotent,
     and the attempt that failed may have been billed. After a 524 or a read timeout the references get smaller."""
-    attempts, edges, billed = args.attempts if references else 1, iter(REFERENCE_EDGES_PX[1:]), ["no"]
+    attempts, edges, billed, salvage = args.attempts if references else 1, iter(REFERENCE_EDGES_PX[1:]), ["no"], b""
     for attempt in itertools.count(1):
         waiting = f"{args.model}, typically {find_model(args.model, args.family).typical}, attempt {attempt} of {attempts}"
         log.info("waiting for %s", waiting, extra={"waiting": waiting})
         try:
-            return _call_once(args, target, references, attempt)
+            return _call_once(args, target, references, mask, attempt)
         except ImageGenError as error:
             billed.append(error.billed)
+            error.salvage = salvage = max(salvage, error.salvage, key=len)
             if attempt == attempts or not isinstance(error, (QuotaError, UnavailableError)) or not error.retryable:
                 error.billed = max(billed, key=("no", "maybe", "yes").index)
                 raise _sealed(error, target.key) from None  # the cause may quote the key
@@ -1389,13 +1347,16 @@ def _call_with_retries(args: Args, target: Target, references: list[Reference]) 
             if error.status == 524 or error.timed_out:
                 edge = next(edges, REFERENCE_EDGES_PX[-1])
                 references = [shrink(r.data, edge)._replace(full_size=r.full_size) for r in references]
+                mask = fit_mask(args.mask, references)
         time.sleep(wait_s)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _call_once(args: Args, target: Target, references: Sequence[Reference], attempt: int) -> Generation:
+def _call_once(
+    args: Args, target: Target, references: Sequence[Reference], mask: Reference | None, attempt: int
+) -> Generation:
     deadline = time.monotonic() + args.timeout
-    call = build_call(args, target.url, references)
+    call = build_call(args, target.url, references, mask)
     answer = send(call, target, args, deadline)
     log.info("the answer has arrived", extra={"paid": True})
 
@@ -1405,6 +1366,7 @@ def _call_once(args: Args, target: Target, references: Sequence[Reference], atte
     try:
         pictures, usage = read_answer(answer.body(), args, [reference.data for reference in references], fetch_link)
     except ImageGenError as error:
+        error.status = error.status or answer.status
         if not answer.fault or error.image_url:
             raise
         message = f"The answer broke off after {len(answer.received)} bytes: {answer.fault}."
@@ -1453,7 +1415,6 @@ def require_packages() -> None:
             setup = Path(__file__).resolve().with_name("setup.sh")
             raise ConfigError(f"The package {package} is not installed for {sys.executable}.", f"Run: bash '{setup}'")
 
-
 # --- Command line: the only code that prints ---
 
 
@@ -1479,13 +1440,13 @@ def build_parser() -> Parser:
     flag("--aspect-ratio", metavar="R", help=" ".join(OPENAI_SIZE_BY_RATIO))
     flag("--size", metavar="WxH", help=f"openai; wins over --aspect-ratio; default: from the ratio, else {DEFAULT_SIZE}")
     flag("--negative-prompt", metavar="TEXT", help="what to avoid; appended to the prompt")
-    flag("--n", metavar="N", type=_number, default=1, help="openai: how many images, 1 to 10, all saved")
+    flag("--n", metavar="N", type=_whole, default=1, help="openai: how many images, 1 to 10, all saved")
     flag("--reference-image", metavar="PATH", action="append", default=[], help="repeatable; gemini at most 9, openai 16")
     flag("--mask", metavar="PATH", help="openai: PNG with alpha, of the first reference's pixel size")
     flag("--param", metavar="KEY=VALUE", action="append", default=[], help="repeatable; extra request field, JSON or text")
     flag("--output", metavar="PATH", help="file or folder; default: ./output-<time>.png (openai) or .jpeg (gemini)")
-    flag("--timeout", metavar="SECONDS", type=_number, default=TIMEOUT_S, help="for one attempt in all; default: %(default)g")
-    flag("--attempts", metavar="N", type=_number, default=3, help="image-to-image only, 1 to 5; default: %(default)s")
+    flag("--timeout", metavar="SECONDS", type=_seconds, default=TIMEOUT_S, help="for one attempt in all; default: %(default)g")
+    flag("--attempts", metavar="N", type=_whole, default=3, help="image-to-image only, 1 to 5; default: %(default)s")
     flag("--proxy", metavar="URL", help="the only way to a proxy: the environment's proxy variables are ignored")
     flag("--json", action="store_true", help="exactly one JSON object on standard output, success or failure")
     flag("--dry-run", action="store_true", help="check everything and show the request, send nothing")
@@ -1496,12 +1457,13 @@ def build_parser() -> Parser:
     return parser
 
 
-def _number(text: str) -> Any:
-    """A number, or the text itself, for validation to name."""
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return text
+def _whole(text: str) -> Any:
+    """A whole number, or the text itself, for validation to name."""
+    return int(text) if re.fullmatch(r"-?\d{1,9}", text, re.A) else text
+
+
+def _seconds(text: str) -> Any:
+    return float(text) if re.fullmatch(r"\d*\.?\d+(e\d)?", text, re.A) else text
 
 
 def read_args(options: argparse.Namespace) -> Args:
@@ -1510,13 +1472,19 @@ def read_args(options: argparse.Namespace) -> Args:
         fields["prompt"] = _read_prompt(options.prompt_file)
     if fields["prompt"] is None:
         raise UsageError("There is no prompt.", "Add --prompt or --prompt-file.")
-    params = dict(text.partition("=")[::2] for text in options.param if re.match("[^=]+=", text))
-    if len(params) < len(options.param):
-        raise UsageError(f"The parameters {options.param} are not all KEY=VALUE.", "Write them like --param quality=high.")
-    for name, value in params.items():
+    params: dict[str, Any] = {}
+    for text in options.param:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise UsageError(f"The parameter {text!r} is not KEY=VALUE.", "Write it like --param quality=high.")
+        params[name] = value
         with contextlib.suppress(ValueError):
-            params[name] = json.loads(value)
+            params[name] = json.loads(value, parse_constant=_no_json)
     return validate_args(Args(**{**fields, "params": params, "reference_images": options.reference_image}))
+
+
+def _no_json(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is Python, not JSON")
 
 
 def _read_prompt(path: str) -> str:
@@ -1546,7 +1514,9 @@ def act_dry_run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]
     target, args = load_target(), read_args(options)
     require_packages()
     prove_writable(args.output, args.family)
-    call = build_call(args, target.url, prepare_references(args.reference_images))
+    references = prepare_references(args.reference_images)
+    mask = fit_mask(args.mask, references)
+    call = build_call(args, target.url, references, mask)
     facts: dict[str, Any] = {"method": "POST", "url": call.url, "headers": {"Authorization": f"Bearer {mask_key(target.key)}"}}
     facts["fields" if call.files else "json"] = show_pictures(call.body, repr)
     if call.files:
@@ -1572,7 +1542,7 @@ def act_check(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     facts.update(requests=requests.__version__, pillow=PIL.__version__, accepted=None, models=None)
     args = Args("", timeout=options.timeout, proxy=options.proxy)
     try:
-        answer = send(Call(target.url + "/models"), target, args, time.monotonic() + min(args.timeout, CONNECT_TIMEOUT_S))
+        answer = send(Call(target.url + "/models", None, ()), target, args, time.monotonic() + min(args.timeout, CONNECT_TIMEOUT_S))
         tree = parse_body(answer.body())
         if not isinstance(tree, dict):
             classify_response_error("", tree)
@@ -1640,7 +1610,7 @@ class Console(logging.Handler):
 
 def print_out(text: str) -> None:
     """Text to standard output, a path in the file system's own bytes whatever the console's encoding."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or broken: the picture is there all the same
         if os.name == "posix" and hasattr(sys.stdout, "buffer"):
             sys.stdout.flush()
             sys.stdout.buffer.write(os.fsencode(text + "\n"))
@@ -1729,7 +1699,7 @@ def own_the_process() -> None:
     venv = Path(__file__).resolve().parent.parent / ".venv"
     python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     missing = not all(map(importlib.util.find_spec, ("requests", "PIL")))
-    if missing and python.exists() and Path(sys.prefix).resolve() != venv:
+    if missing and python.exists() and Path(sys.prefix).resolve() != venv.resolve():
         if os.name == "nt":  # where exec would not wait for the new process
             import subprocess
 

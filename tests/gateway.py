@@ -539,7 +539,8 @@ def give_images(job: Job, gateway: Gateway) -> Reply:
     answer: dict[str, Any] = {"created": int(time.time()), "data": data}
     if job.model != "dall-e-3":
         answer.update({"background": options["background"], "output_format": fmt, "size": "{}x{}".format(*job.size)})
-        answer["usage"] = usage(job, count, "input_tokens", "output_tokens")
+        details = {"text_tokens": len(job.prompt) // 4 + 1, "image_tokens": 258 * len(job.references)}
+        answer["usage"] = {**usage(job, count, "input_tokens", "output_tokens"), "input_tokens_details": details}
     return Reply(body=answer)
 
 
