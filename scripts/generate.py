@@ -613,7 +613,7 @@ def decoding(data: bytes) -> Iterator[Any]:
     except KeyError:
         raise ValueError(f"there is no decoder for {name}") from None
     except Exception as exc:  # Pillow's decoders raise whatever a broken file provokes
-        raise exc if type(exc) is ValueError else ValueError(str(exc) or type(exc).__name__) from None
+        raise exc if type(exc) is ValueError else ValueError("it is damaged or too large" if "<" in str(exc) else str(exc)) from None
 
 
 def read_picture(data: bytes) -> Picture:
@@ -772,7 +772,7 @@ def walk(tree: Any) -> Iterator[tuple[tuple[Any, ...], str]]:
         if isinstance(node, (str, int)):
             yield path, str(node)
         elif isinstance(node, dict):
-            path += ("thought",) if node.get("thought") is True else ()
+            path += ("draft",) if node.get("thought") is True or "partial" in str(node.get("type")) else ()
             stack += [(path + (name,), node[name]) for name in reversed(node)]
         elif isinstance(node, list):
             stack += [(path + (i,), node[i]) for i in reversed(range(len(node)))]
@@ -840,7 +840,8 @@ def choose_results(finds: Sequence[Find], family: str, echoes: Sequence[bytes]) 
     readings: dict[Any, dict[Any, list[Find]]] = {}
     for find in usable:
         depth = max((i + 1 for i, step in enumerate(find.path) if isinstance(step, int)), default=0)
-        top, element = (find.path[:1], find.path[:depth]) if family == "openai" else ((), ())
+        top = find.path[0] if find.path and isinstance(find.path[0], str) else ""
+        top, element = (top, find.path[:depth]) if family == "openai" else ("", ())
         readings.setdefault(top, {}).setdefault(element, []).insert(0, find)
     ordered = sorted(readings.values(), key=lambda groups: not any(find.data for group in groups.values() for find in group))
     return [[sorted(group, key=lambda find: not find.data) for group in groups.values()] for groups in ordered]
