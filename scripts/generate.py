@@ -201,6 +201,7 @@ class Generation:
     def __iter__(self) -> Iterator[Any]:
         return iter((self.images[0], self.usage))
 
+
 # --- Tables ---
 
 # Prices: the specification and the same ecosystem's catalogue, November 2026. Sizes: OpenAI API description, August 2026.
@@ -436,8 +437,13 @@ def _checked_url(url: str, source: str) -> str:
     right = next((url[: -len(end)] for end in ENDPOINTS.values() if url.endswith(end)), "")
     if right or not host or not re.fullmatch(r"(?i)https?://[!-~]+", url) or re.search("[?#@]", url):
         shown = "" if "@" in url else f" {url!r}"  # it may hold a password
-        what = f"The base URL{shown} from {source} ends in an endpoint." if right else (
-            f"The base URL{shown} from {source} is no plain http or https address, without user, query and fragment.")
+        what = (
+            f"The base URL{shown} from {source} ends in an endpoint."
+            if right
+            else (
+                f"The base URL{shown} from {source} is no plain http or https address, without user, query and fragment."
+            )
+        )
         raise ConfigError(what, f"Set {source} like this: {right or DEFAULT_BASE_URL}")  # fmt: skip
     if url.lower().startswith("http:") and not re.fullmatch(r"localhost|127(\.\d+){3}|::1", host):
         log.warning("the base URL %s from %s is plain http: the key travels unencrypted", url, source)
@@ -447,11 +453,15 @@ def _checked_url(url: str, source: str) -> str:
 def load_target(api_key: str | None = None, base_url: str | None = None) -> Target:
     """Key and URL from the arguments, else from the configuration; refused when the key belongs to another gateway."""
     key, key_source = load_api_key() if api_key is None else (_checked_key(api_key, "api_key"), "api_key")
-    url, url_source = load_base_url(key_source) if base_url is None else (_checked_url(base_url, "base_url"), "base_url")
+    url, url_source = (
+        load_base_url(key_source) if base_url is None else (_checked_url(base_url, "base_url"), "base_url")
+    )
     for row in CONFIG_ROWS:
         if url_source in row and key_source not in row:
             if _read_key(row[0]) not in ("", api_key):
-                message = f"The key from {key_source} would go to the gateway of {url_source}, whose own key is in {row[0]}."
+                message = (
+                    f"The key from {key_source} would go to the gateway of {url_source}, whose own key is in {row[0]}."
+                )
                 raise ConfigError(message, f"Unset {url_source}, or unset {key_source} so that {row[0]} is used.")
             log.warning("the key from %s goes to the gateway from %s", key_source, url_source)
     return Target(Key(key), key_source, url, url_source)
@@ -551,7 +561,9 @@ def choose_size(model: Model, aspect_ratio: str | None = None, size: str | None 
     free = "WxH" in sizes and fits and 655_360 <= width * height <= 8_294_400
     if size in sizes and size != "WxH" or free or match and model not in CATALOGUE:
         return size
-    rule = ", WxH: multiples of 16, 1:3 to 3:1, 655,360 to 8,294,400 pixels, no edge over 3840" if "WxH" in sizes else ""
+    rule = (
+        ", WxH: multiples of 16, 1:3 to 3:1, 655,360 to 8,294,400 pixels, no edge over 3840" if "WxH" in sizes else ""
+    )
     raise UsageError(f"The size is {size!r}.", f"{model.name} takes {', '.join(sizes).replace(', WxH', rule)}.")
 
 
@@ -591,6 +603,7 @@ def show_pictures(tree: Any, show: Callable[[Reference], str]) -> Any:
         return [show_pictures(item, show) for item in tree]
     return {name: show_pictures(item, show) for name, item in tree.items()} if isinstance(tree, Mapping) else tree
 
+
 # --- Pictures ---
 
 
@@ -613,7 +626,11 @@ def decoding(data: bytes) -> Iterator[Any]:
     except KeyError:
         raise ValueError(f"there is no decoder for {name}") from None
     except Exception as exc:  # Pillow's decoders raise whatever a broken file provokes
-        raise exc if type(exc) is ValueError else ValueError("it is damaged or too large" if "<" in str(exc) else str(exc)) from None
+        raise (
+            exc
+            if type(exc) is ValueError
+            else ValueError("it is damaged or too large" if "<" in str(exc) else str(exc))
+        ) from None
 
 
 def read_picture(data: bytes) -> Picture:
@@ -667,7 +684,9 @@ def encode(image: Any, name: str, **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def maybe_resize(path: PathLike, max_dim: int = REFERENCE_EDGES_PX[0], max_bytes: int = REFERENCE_LIMIT_BYTES) -> Reference:
+def maybe_resize(
+    path: PathLike, max_dim: int = REFERENCE_EDGES_PX[0], max_bytes: int = REFERENCE_LIMIT_BYTES
+) -> Reference:
     """Read a reference picture as the gateways take it: at most max_dim pixels and max_bytes, upright, PNG, JPEG or WebP.
 
     A file that is all this already goes out byte for byte. Any other is remade in memory: its first frame, in sRGB, as
@@ -687,7 +706,9 @@ def shrink(data: bytes, max_dim: int, max_bytes: int = REFERENCE_LIMIT_BYTES, pa
                 return Reference(data, MIME_BY_FORMAT[image.format], size, size)
             image = standardise(image, max_dim)
     except ValueError as exc:
-        raise UsageError(f"The reference image {str(path)!r} cannot be used: {exc}.", "Convert it to PNG or JPEG.") from exc
+        raise UsageError(
+            f"The reference image {str(path)!r} cannot be used: {exc}.", "Convert it to PNG or JPEG."
+        ) from exc
     opaque = image.mode == "RGB" or image.getextrema()[3][0] == 255
     image = image.convert("RGB") if opaque else image
     ladder = [("JPEG" if opaque else "WEBP", {"quality": quality}) for quality in REFERENCE_QUALITIES]
@@ -736,6 +757,7 @@ def fit_mask(path: PathLike | None, references: Sequence[Reference]) -> Referenc
         blank.putalpha(alpha.resize(first.size))
         data = encode(blank, "PNG")
     return Reference(data, "image/png", first.size, size)
+
 
 # --- Answers ---
 
@@ -843,7 +865,9 @@ def choose_results(finds: Sequence[Find], family: str, echoes: Sequence[bytes]) 
         top = find.path[0] if find.path and isinstance(find.path[0], str) else ""
         top, element = (top, find.path[:depth]) if family == "openai" else ("", ())
         readings.setdefault(top, {}).setdefault(element, []).insert(0, find)
-    ordered = sorted(readings.values(), key=lambda groups: not any(find.data for group in groups.values() for find in group))
+    ordered = sorted(
+        readings.values(), key=lambda groups: not any(find.data for group in groups.values() for find in group)
+    )
     return [[sorted(group, key=lambda find: not find.data) for group in groups.values()] for groups in ordered]
 
 
@@ -859,7 +883,9 @@ def read_answer(
     finds = [find for find in finds if find.data or not _refusal(tree)]
     pictures: list[Picture] = []
     faults, links, salvage = [], [], b""
-    for group in (group for reading in choose_results(finds, str(args.family), echoes) if not pictures for group in reading):
+    for group in (
+        group for reading in choose_results(finds, str(args.family), echoes) if not pictures for group in reading
+    ):
         for find in group:
             try:
                 data = find.data or fetch(find.link)
@@ -901,9 +927,13 @@ def error_facts(body: Any) -> tuple[str, str]:
     if isinstance(tree, str):
         return one_line(tree), ""
     codes = texts_under(tree, "(error_?)?code|reason") + texts_under(tree, "type|status|error")  # most telling first
-    codes = [re.sub("(?<=[a-z])(?=[A-Z])", "_", code) for code in codes if re.fullmatch(r"[\w.:-]*[^\W\d][\w.:-]*", code)]
+    codes = [
+        re.sub("(?<=[a-z])(?=[A-Z])", "_", code) for code in codes if re.fullmatch(r"[\w.:-]*[^\W\d][\w.:-]*", code)
+    ]
     places = ".".join(text for path, text in walk(tree) if "loc" in path)
-    texts = texts_under(tree, "(error_?)?(message|msg)") or texts_under(tree, r"detail|error|error_description|title|\d+")
+    texts = texts_under(tree, "(error_?)?(message|msg)") or texts_under(
+        tree, r"detail|error|error_description|title|\d+"
+    )
     return one_line(": ".join([places] * bool(places) + texts[:1])), " ".join(codes)
 
 
@@ -948,14 +978,23 @@ def classify_response_error(family: str, body: Any) -> NoReturn:
     stated = [node.get(key) for node in (top.get("error"), top) if isinstance(node, dict) for key in ("code", "status")]
     status = next((int(str(value)) for value in stated if re.fullmatch("[45][0-9][0-9]", str(value))), 200)
     error = gateway_error(status, tree)
-    if status != 200 or any(map(top.get, ("error", "errors", "detail"))) or top.get("code") and error.kind != "response":
+    if (
+        status != 200
+        or any(map(top.get, ("error", "errors", "detail")))
+        or top.get("code")
+        and error.kind != "response"
+    ):
         raise error
     if reason := _refusal(tree):
         raise RefusedError(f"The model refused: {one_line(reason)}.")
     unfinished = any(re.search(UNFINISHED, state) for state in texts_under(tree, "status|state"))
-    for task in texts_under(tree, "(task|job|generation|prediction)_?id") + texts_under(tree, "(request_?)?id") * unfinished:
+    for task in (
+        texts_under(tree, "(task|job|generation|prediction)_?id") + texts_under(tree, "(request_?)?id") * unfinished
+    ):
         hint = "Ask the gateway for that task's result; only answers that hold the image are read here."
-        raise ResponseError(f"The gateway answered with the unfinished task {one_line(task)} in place of an image.", hint)
+        raise ResponseError(
+            f"The gateway answered with the unfinished task {one_line(task)} in place of an image.", hint
+        )
     texts = texts_under(tree, "content|text|message|msg") or texts_under(tree, "finish_?reason")
     said = one_line(tree if isinstance(tree, str) else " ".join(texts))
     hint = "Check the base URL: most end in /v1." if isinstance(tree, str) and tree.startswith("<") else ""
@@ -1016,7 +1055,9 @@ class Exchange:
                         raise ValueError(f"more than {limit_bytes} bytes")
         except Exception as exc:
             text = f"{type(exc).__name__} {exc}"
-            self.fault = next((words for pattern, words in WIRE_FAULTS if re.search(pattern, text, re.I)), type(exc).__name__)
+            self.fault = next(
+                (words for pattern, words in WIRE_FAULTS if re.search(pattern, text, re.I)), type(exc).__name__
+            )
         finally:
             self.done.set()
 
@@ -1030,7 +1071,9 @@ class Exchange:
             class Connection(pool.ConnectionCls):  # type: ignore[misc]
                 def connect(self) -> None:
                     super().connect()
-                    self.sock.settimeout(timeout_s)  # else a long upload would have only the time allowed for connecting
+                    self.sock.settimeout(
+                        timeout_s
+                    )  # else a long upload would have only the time allowed for connecting
                     sockets.append(self.sock)
 
             return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
@@ -1040,7 +1083,9 @@ class Exchange:
         session.headers.update({"User-Agent": f"product-shots-image-gen/{VERSION}", "Accept-Encoding": "gzip"})
         adapter: Any = session.get_adapter("https://")
         for manager in [adapter.poolmanager] + ([adapter.proxy_manager_for(self.proxy)] if self.proxy else []):
-            manager.pool_classes_by_scheme = {name: watched(pool) for name, pool in manager.pool_classes_by_scheme.items()}
+            manager.pool_classes_by_scheme = {
+                name: watched(pool) for name, pool in manager.pool_classes_by_scheme.items()
+            }
         session.mount("http://", adapter)
         self.content.update(
             proxies={"all": self.proxy} if self.proxy else None, stream=True, allow_redirects=False,
@@ -1106,6 +1151,7 @@ def fetch(url: str, args: Args, deadline: float) -> bytes:
         except ImageGenError as exc:
             fault = exc.message
     raise ResponseError(f"{one_line(url)} cannot be fetched: {fault}", image_url=url)
+
 
 # --- Disk: the only code that writes ---
 
@@ -1299,7 +1345,11 @@ def run(args: Args, target: Target, save: bool) -> Generation:
     place = prove_writable(args.output, args.family) if save else None
     references = prepare_references(args.reference_images)
     mask = fit_mask(args.mask, references)
-    entry: dict[str, Any] = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "model": args.model, "n": args.n}
+    entry: dict[str, Any] = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "model": args.model,
+        "n": args.n,
+    }
     started = time.monotonic()
     try:
         generation = _call_with_retries(args, target, references, mask)
@@ -1332,7 +1382,9 @@ def _call_with_retries(args: Args, target: Target, references: list[Reference], 
     and the attempt that failed may have been billed. After a 524 or a read timeout the references get smaller."""
     attempts, edges, billed, salvage = args.attempts if references else 1, iter(REFERENCE_EDGES_PX[1:]), ["no"], b""
     for attempt in itertools.count(1):
-        waiting = f"{args.model}, typically {find_model(args.model, args.family).typical}, attempt {attempt} of {attempts}"
+        waiting = (
+            f"{args.model}, typically {find_model(args.model, args.family).typical}, attempt {attempt} of {attempts}"
+        )
         log.info("waiting for %s", waiting, extra={"waiting": waiting})
         try:
             return _call_once(args, target, references, mask, attempt)
@@ -1344,7 +1396,9 @@ def _call_with_retries(args: Args, target: Target, references: list[Reference], 
                 raise _sealed(error, target.key) from None  # the cause may quote the key
             wait_s = max(RETRY_WAITS_S[min(attempt, len(RETRY_WAITS_S)) - 1], error.retry_after_s)
             spent = "was not billed" if error.billed == "no" else "may have been billed"
-            log.warning("%s That attempt %s; the next comes in %g s.", redact(error.message, [target.key]), spent, wait_s)
+            log.warning(
+                "%s That attempt %s; the next comes in %g s.", redact(error.message, [target.key]), spent, wait_s
+            )
             if error.status == 524 or error.timed_out:
                 edge = next(edges, REFERENCE_EDGES_PX[-1])
                 references = [shrink(r.data, edge)._replace(full_size=r.full_size) for r in references]
@@ -1416,6 +1470,7 @@ def require_packages() -> None:
             setup = Path(__file__).resolve().with_name("setup.sh")
             raise ConfigError(f"The package {package} is not installed for {sys.executable}.", f"Run: bash '{setup}'")
 
+
 # --- Command line: the only code that prints ---
 
 
@@ -1434,24 +1489,46 @@ def build_parser() -> Parser:
     )  # fmt: skip
     flag = parser.add_argument
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", metavar="TEXT", help=f"what the picture shows, at most {MAX_PROMPT_CHARS} characters")
+    prompt.add_argument(
+        "--prompt", metavar="TEXT", help=f"what the picture shows, at most {MAX_PROMPT_CHARS} characters"
+    )
     prompt.add_argument("--prompt-file", metavar="PATH", help="read the prompt from a UTF-8 file, - for standard input")
     flag("--model", metavar="NAME", default=DEFAULT_MODEL, help="default: %(default)s; its name decides the family")
     flag("--family", choices=("openai", "gemini"), help="only for a model name that cannot be placed")
     flag("--aspect-ratio", metavar="R", help=" ".join(OPENAI_SIZE_BY_RATIO))
-    flag("--size", metavar="WxH", help=f"openai; wins over --aspect-ratio; default: from the ratio, else {DEFAULT_SIZE}")
+    flag(
+        "--size", metavar="WxH", help=f"openai; wins over --aspect-ratio; default: from the ratio, else {DEFAULT_SIZE}"
+    )
     flag("--negative-prompt", metavar="TEXT", help="what to avoid; appended to the prompt")
     flag("--n", metavar="N", type=_whole, default=1, help="openai: how many images, 1 to 10, all saved")
-    flag("--reference-image", metavar="PATH", action="append", default=[], help="repeatable; gemini at most 9, openai 16")
+    flag(
+        "--reference-image", metavar="PATH", action="append", default=[], help="repeatable; gemini at most 9, openai 16"
+    )
     flag("--mask", metavar="PATH", help="openai: PNG with alpha, of the first reference's pixel size")
-    flag("--param", metavar="KEY=VALUE", action="append", default=[], help="repeatable; extra request field, JSON or text")
+    flag(
+        "--param",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="repeatable; extra request field, JSON or text",
+    )
     flag("--output", metavar="PATH", help="file or folder; default: ./output-<time>.png (openai) or .jpeg (gemini)")
-    flag("--timeout", metavar="SECONDS", type=_seconds, default=TIMEOUT_S, help="for one attempt in all; default: %(default)g")
+    flag(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=TIMEOUT_S,
+        help="for one attempt in all; default: %(default)g",
+    )
     flag("--attempts", metavar="N", type=_whole, default=3, help="image-to-image only, 1 to 5; default: %(default)s")
     flag("--proxy", metavar="URL", help="the only way to a proxy: the environment's proxy variables are ignored")
     flag("--json", action="store_true", help="exactly one JSON object on standard output, success or failure")
     flag("--dry-run", action="store_true", help="check everything and show the request, send nothing")
-    flag("--check", action="store_true", help="show key, URL, versions, and ask the gateway whether it takes the key; free")
+    flag(
+        "--check",
+        action="store_true",
+        help="show key, URL, versions, and ask the gateway whether it takes the key; free",
+    )
     flag("--list-models", action="store_true", help="show the catalogue; needs no key")
     flag("--quiet", action="store_true", help="only warnings and errors on standard error")
     flag("--version", action="version", version=f"generate.py {VERSION}")
@@ -1518,16 +1595,24 @@ def act_dry_run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]
     references = prepare_references(args.reference_images)
     mask = fit_mask(args.mask, references)
     call = build_call(args, target.url, references, mask)
-    facts: dict[str, Any] = {"method": "POST", "url": call.url, "headers": {"Authorization": f"Bearer {mask_key(target.key)}"}}
+    facts: dict[str, Any] = {
+        "method": "POST",
+        "url": call.url,
+        "headers": {"Authorization": f"Bearer {mask_key(target.key)}"},
+    }
     facts["fields" if call.files else "json"] = show_pictures(call.body, repr)
     if call.files:
-        facts["files"] = [{"name": field, "filename": name, "content": repr(image)} for field, name, image in call.files]
+        facts["files"] = [
+            {"name": field, "filename": name, "content": repr(image)} for field, name, image in call.files
+        ]
     return facts, [json.dumps(facts, indent=2, ensure_ascii=False)]
 
 
 def act_list_models(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     rows = [["model", "family", "CNY/image", "references", "typical", "sizes"]]
-    rows += [[m.name, m.family, f"{m.price_cny:.2f}", f"{m.max_references}", m.typical, m.sizes or "-"] for m in CATALOGUE]
+    rows += [
+        [m.name, m.family, f"{m.price_cny:.2f}", f"{m.max_references}", m.typical, m.sizes or "-"] for m in CATALOGUE
+    ]
     return {"models": [model._asdict() for model in CATALOGUE]}, aligned(rows)
 
 
@@ -1543,7 +1628,12 @@ def act_check(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     facts.update(requests=requests.__version__, pillow=PIL.__version__, accepted=None, models=None)
     args = Args("", timeout=options.timeout, proxy=options.proxy)
     try:
-        answer = send(Call(target.url + "/models", None, ()), target, args, time.monotonic() + min(args.timeout, CONNECT_TIMEOUT_S))
+        answer = send(
+            Call(target.url + "/models", None, ()),
+            target,
+            args,
+            time.monotonic() + min(args.timeout, CONNECT_TIMEOUT_S),
+        )
         tree = parse_body(answer.body())
         if not isinstance(tree, dict):
             classify_response_error("", tree)
@@ -1611,7 +1701,9 @@ class Console(logging.Handler):
 
 def print_out(text: str) -> None:
     """Text to standard output, a path in the file system's own bytes whatever the console's encoding."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or broken: the picture is there all the same
+    with contextlib.suppress(
+        OSError, ValueError, AttributeError
+    ):  # closed, or broken: the picture is there all the same
         if os.name == "posix" and hasattr(sys.stdout, "buffer"):
             sys.stdout.flush()
             sys.stdout.buffer.write(os.fsencode(text + "\n"))

@@ -56,8 +56,7 @@ make_venv() {
         fail "${python:-python3} with the venv module is missing. To install it and come back here:" \
             "${sudo}apt-get update && ${sudo}apt-get install -y python3-venv && $again"
     else
-        fail "no Python 3.9 or newer with the venv module was found$too_old. To get uv, which brings one along:" \
-            "curl -LsSf https://astral.sh/uv/install.sh | sh"
+        fail "no Python 3.9 or newer with the venv module was found$too_old. Install one, or uv, and come back here:" "$again"
     fi
     [ -w "$skill" ] || fail "$skill is read-only. To use a virtual environment elsewhere:" \
         "$* ~/.product-shots-venv && . ~/.product-shots-venv/bin/activate && $again"
