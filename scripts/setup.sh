@@ -36,7 +36,7 @@ find_python() { # $python: the first that is new enough, if any; $too_old: those
     too_old=
     for python in $NAMES; do
         look_at "$python"
-        case $state in ready | venv | bare) return ;; old) too_old="$too_old, $python is $about" ;; esac
+        case $state in ready | venv | bare) return ;; old) too_old="$too_old, $python is ${about%% with *}" ;; esac
     done
     python=
 }

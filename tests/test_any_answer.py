@@ -251,7 +251,7 @@ def shuffle(draw: Draw, tree: JSON, extra: st.SearchStrategy[JSON]) -> JSON:
 def as_text(draw: Draw, tree: JSON, extra: st.SearchStrategy[JSON]) -> JSON:
     """JSON in a text, as gateways that forward one another make it."""
     path = some(draw, tree, (dict, list))
-    return put(tree, path, json.dumps(at(tree, path)))
+    return tree if isinstance(tree, str) else put(tree, path, json.dumps(at(tree, path)))
 
 
 def replace(draw: Draw, tree: JSON, extra: st.SearchStrategy[JSON]) -> JSON:
@@ -339,26 +339,18 @@ def test_link_that_is_there_is_found(answer: JSON, family: str) -> None:
     assert set(read(answer, family)) == {FINAL}
 
 
-@cases(300)
-@given(
-    answers(shapes("PICTURE"), HARMLESS, NEUTRAL, most=3),
-    st.sampled_from([lambda s: s, lines, lambda s: lines(s, 64, "\r\n"), lambda s: s.replace("+", "-").replace("/", "_")]),
-    st.sampled_from([lambda s: s, lambda s: s.rstrip("="), lambda s: quote(s, safe="")]),
-    FAMILIES,
+SPELT = st.builds(
+    lambda spell, pad: pad(spell(b64(FINAL))),
+    st.sampled_from([str, lines, lambda s: lines(s, 64, "\r\n"), lambda s: s.replace("+", "-").replace("/", "_")]),
+    st.sampled_from([str, lambda s: s.rstrip("="), lambda s: quote(s, safe="")]),
 )
-def test_base64_in_any_spelling_is_found(answer: JSON, spell: Any, pad: Any, family: str) -> None:
+
+
+@cases(300)
+@given(SPELT.flatmap(lambda text: answers(shapes(text), HARMLESS, NEUTRAL, most=3)), FAMILIES)
+def test_base64_in_any_spelling_is_found(answer: JSON, family: str) -> None:
     """Lines, URL-safe letters, missing padding, percent signs, wherever the picture stands."""
-    text = json.dumps(pad(spell(b64(FINAL))))[1:-1]
-    body = json.dumps(answer)
-    assume("\\\\\\" not in body)  # within a text within a text the line feeds would need more escapes
-    for depth in (text.replace("\\", "\\\\"), text) if '\\"' in body else (text,):
-        with_picture = body.replace("PICTURE", depth)
-        try:
-            tree = json.loads(with_picture)
-        except ValueError:
-            continue
-        assert set(read(tree, family)) == {FINAL}
-        break
+    assert set(read(answer, family)) == {FINAL}
 
 
 @cases(200)

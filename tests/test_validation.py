@@ -112,6 +112,7 @@ BAD = {
     },
     # output
     "a file as the output's folder": Bad("--output", "old.png/out.png", says=["old.png/out.png"]),
+    "a file as a folder": Bad("--output", "old.png/", says=["old.png"]),
     "a file further up": Bad("--output", "old.png/deep/er/out.png", says=["old.png/deep/er/out.png"]),
     "unknown extension": Bad("--output", "out.xyz", says=["xyz", "png", "jpeg"]),
     "a text's extension": Bad("--output", "out.txt", says=["txt", "png", "jpeg"]),

@@ -297,6 +297,33 @@ def test_a_mask_follows_its_reference_to_a_smaller_size(
     assert sizes == [[(1000, 500)] * 2, [(768, 384)] * 2, [(512, 256)] * 2]
 
 
+def test_gemini_leaves_a_mask_out_and_says_so(gateway: Gateway, run: Any, refs: Any, tmp_path: Path) -> None:
+    (tmp_path / "mask.png").write_bytes(pictures.picture(300, 200, mode="RGBA"))
+    outcome = run("--prompt", "a cup", *refs("png"), "--mask", "mask.png")
+    assert outcome.code == 0
+    assert [line for line in outcome.err.splitlines() if "warning" in line and "mask" in line]
+    assert len(sent(gateway).json["messages"][0]["content"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "path"),
+    [
+        pytest.param("flux-pro", ["--family", "openai"], "/v1/images/generations", id="told to be openai"),
+        pytest.param("flux-pro", ["--family", "gemini"], "/v1/chat/completions", id="told to be gemini"),
+        pytest.param("google/gemini-3-pro-image-preview", [], "/v1/chat/completions", id="vendor of gemini"),
+        pytest.param("openai/gpt-image-2", [], "/v1/images/generations", id="vendor of openai"),
+        pytest.param("gpt-image-9", [], "/v1/images/generations", id="later than the catalogue"),
+    ],
+)
+def test_a_name_outside_the_catalogue_is_sent_as_it_was_typed(
+    gateway: Gateway, run: Any, name: str, flags: list[str], path: str
+) -> None:
+    """What the gateway calls its model is the gateway's business; this one says that it has none of them."""
+    outcome = run("--prompt", "a cup", "--model", name, *flags)
+    assert (outcome.code, sent(gateway).path, sent(gateway).json["model"]) == (7, path, name)
+    assert name in outcome.err
+
+
 def test_the_prompt_may_be_as_long_as_it_may_in_any_script(gateway: Gateway, run: Any) -> None:
     prompt = "茶🍵" * 2000
     assert run("--prompt", prompt).code == 0
