@@ -247,7 +247,7 @@ def test_without_a_key_it_says_how_one_is_given(machine: Machine) -> None:
 
 def test_ready_within_a_second(machine: Machine) -> None:
     """An installer that agents hesitate to call before each use. In seconds of work, as other tests run beside it."""
-    machine.has(python3=Path(sys.executable))
+    machine.has(python3=FULL)
     took = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -441,11 +441,18 @@ STALE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("state", STALE)
-def test_a_stale_environment_is_made_anew(machine: Machine, uv: Path, packages: Packages, state: str) -> None:
+@pytest.mark.parametrize(
+    ("state", "maker"),
+    [(state, "uv") for state in STALE] + [("its Python is gone", "venv"), ("making it was interrupted", "venv")],
+)
+def test_a_stale_environment_is_mended(machine: Machine, uv: Path, packages: Packages, state: str, maker: str) -> None:
     """A skill that was copied from another machine or left half installed, and cannot be mended by its own script."""
     STALE[state](machine.venv)
-    outcome = bare(machine, uv).setup(env=packages)
+    if maker == "venv":
+        bare(machine, uv)
+    else:
+        machine.has(python3=NO_VENV, uv=uv)
+    outcome = machine.setup(env=packages)
     prepared(outcome)
     assert machine.follow(outcome).code == 0
 

@@ -15,6 +15,7 @@ import pytest
 from gateway import Gateway
 
 GEMINI, GPT_2, GPT_1, DALL_E = "gemini-3-pro-image-preview", "gpt-image-2", "gpt-image-1", "dall-e-3"
+LIBC = ctypes.CDLL(None, use_errno=True)
 OLD = b"what was there before"
 MODELS = [GEMINI, "gemini-3.1-flash-image-preview", "gemini-2.5-flash-image", GPT_2, GPT_1, DALL_E]
 RATIOS = ["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "4:5", "5:4", "21:9"]
@@ -238,7 +239,7 @@ def without_privileges() -> None:
     """What file modes forbid is forbidden, even to root: its two capabilities to override them are given up."""
     if os.geteuid() == 0:
         for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-            if ctypes.CDLL(None, use_errno=True).prctl(24, capability, 0, 0, 0):  # PR_CAPBSET_DROP
+            if LIBC.prctl(24, capability, 0, 0, 0):  # PR_CAPBSET_DROP
                 raise OSError(ctypes.get_errno(), "a capability cannot be given up")
 
 
