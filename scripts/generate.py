@@ -59,13 +59,15 @@ MAX_PAGE_BYTES = 2**20  # an answer that is an error
 RATIO_TOLERANCE = 0.05
 TIMEOUT_S, CONNECT_TIMEOUT_S = 300.0, 30.0
 RETRY_WAITS_S, MAX_RETRY_AFTER_S = (1.0, 4.0, 16.0), 60.0  # before the second attempt, the third, and every later one
-FETCH_TRIES, MAX_REDIRECTS = 3, 5
-INTERRUPT_GRACE_S = 10.0  # what a paid picture gets to reach the disk after Ctrl-C
+FETCH_TRIES, MAX_REDIRECTS, MAX_DEAD_LINKS = 3, 5, 10
+INTERRUPT_GRACE_S = 10.0  # what is under way gets to unwind, and a paid picture to reach the disk, after Ctrl-C
 POLL_S = 0.1
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 PathLike = Union[str, "os.PathLike[str]"]
 log = logging.getLogger("image-gen")
 log.addHandler(logging.NullHandler())
+STOP = threading.Event()  # set by an interrupt: what waits or has not been sent yet raises Interrupted
 
 # --- Errors ---
 
@@ -144,8 +146,16 @@ Model = NamedTuple("Model", [("name", str), ("family", str), ("price_cny", Optio
 Target = NamedTuple("Target", [("key", "Key"), ("key_source", str), ("url", str), ("url_source", str)])
 Call = NamedTuple("Call", [("url", str), ("body", Any), ("files", Any)])  # files: (field, file name, Reference)
 Find = NamedTuple("Find", [("path", "tuple[Any, ...]"), ("data", bytes), ("link", str)])  # what may be a result
-Picture = NamedTuple("Picture", [("data", bytes), ("format", str), ("size", "tuple[int, int]")])  # decoded to its end
 Place = NamedTuple("Place", [("path", Path), ("unique", bool), ("format", str)])  # where to save, and as what
+
+
+class Picture(NamedTuple):
+    """A picture that was decoded to its end, and where it came from."""
+
+    data: bytes
+    format: str
+    size: tuple[int, int]
+    link: str | None = None
 
 
 class Key(str):
@@ -185,9 +195,6 @@ class Reference(NamedTuple):
     def __repr__(self) -> str:
         return f"<{self.mime}, {len(self.data)} bytes>"
 
-    def data_url(self) -> str:
-        return f"data:{self.mime};base64,{base64.b64encode(self.data).decode('ascii')}"
-
 
 class Generation:
     """What a call made: all `images` as encoded bytes, and the gateway's `usage`; unpacks as (first image, usage)."""
@@ -196,7 +203,7 @@ class Generation:
         self.pictures, self.usage, self.endpoint, self.attempts = pictures, usage, endpoint, attempts
         self.images = [picture.data for picture in pictures]
         self.saved: list[tuple[Path, Picture]] = []
-        self.elapsed_s = 0.0
+        self.elapsed_s, self.tokens = 0.0, usage.get("total_tokens", usage.get("totalTokenCount"))
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.images[0], self.usage))
@@ -204,7 +211,7 @@ class Generation:
 
 # --- Tables ---
 
-# Prices: the specification and the same ecosystem's catalogue, November 2026. Sizes: OpenAI API description, August 2026.
+# Prices: the specification and its ecosystem's catalogue, November 2026. Sizes: OpenAI API description, August 2026.
 _GPT_SIZES = "1024x1024 1536x1024 1024x1536 auto"
 _DALLE_SIZES = "1024x1024 1792x1024 1024x1792"
 CATALOGUE = (
@@ -257,30 +264,33 @@ MIME_BY_FORMAT = {name: mime for name, mime, _, _ in FORMATS}
 FORMAT_BY_EXTENSION = {extension: name for name, _, _, extensions in FORMATS for extension in extensions}
 SENT_FORMATS = ("PNG", "JPEG", "WEBP")
 
-# What a status, an error body's codes and its sentence mean: the first row that fits the status and one of the other two.
+# What a status, an error body's codes and its sentence mean: the first row that fits the status and one of the others.
 # Gateways' documentation and issue threads, November 2026. Gemini's RESOURCE_EXHAUSTED speaks of quota but passes by
 # itself, so it comes first; a code that stays true on a second try outranks a 5xx.
 ANY, NEVER = r"", r"(?!)"
 MEANINGS = (
-    # error          retry  status     codes and sentence
-    (QuotaError,       True,  ANY,     r"resource_exhausted|rate_limit|too_many_requests|throttl", r"rate limit"),
-    (QuotaError,       False, ANY,     r"insufficient_|quota_failed|quota_not_enough|billing|balance|arrear|overdue|payment"
-                                       r"|no_credit|credits?_(exhausted|depleted)",
-                                       r"(insufficient|not enough|no) (\w+ )?(balance|credits?|quota|funds)"
-                                       r"|out of credit|余额不足|额度不足|额度已用尽|欠费"),
-    (RefusedError,     False, ANY,     r"moderation|content_?policy|content_?filter|safety|sensitive|prohibited"
-                                       r"|prompt_?blocked|policy_violation|inappropriate|nsfw|data_inspection",
-                                       r"safety system|content polic|usage polic|moderation|sensitive word|敏感|违规"),
-    (AuthError,        False, ANY,     r"api_?key|invalid_token|no_db_connection|authentication|unauthori[sz]ed|unauthenticated",
-                                       r"(invalid|incorrect) api key|api key not valid"),
-    (AuthError,        False, "40[13]", ANY, ANY),
-    (QuotaError,       False, "402",    ANY, ANY),
-    (QuotaError,       True,  "429",    ANY, ANY),
-    (RejectedError,    False, "[25]..", r"invalid_(request|param|value|arg|model|size|image|type|url)|not_found|missing_"
-                                        r"|unsupported|convert_request|bad_request|validation|unknown_(model|param)", NEVER),
-    (UnavailableError, True,  "5..",    ANY, ANY),
-    (ResponseError,    False, "2..",    ANY, ANY),
-    (RejectedError,    False, ANY,      ANY, ANY),
+    # error      retry  status, codes, sentence
+    (QuotaError, True, ANY, r"resource_exhausted|rate_limit|too_many_requests|throttl", r"rate limit"),
+    (QuotaError, False, ANY,
+     r"insufficient_|quota_failed|quota_not_enough|billing|balance|arrear|overdue|payment|no_credit"
+     r"|credits?_(exhausted|depleted)",
+     r"(insufficient|not enough|no) (\w+ )?(balance|credits?|quota|funds)|out of credit"
+     r"|余额不足|额度不足|额度已用尽|欠费"),
+    (RefusedError, False, ANY,
+     r"moderation|content_?policy|content_?filter|safety|sensitive|prohibited|prompt_?blocked|policy_violation"
+     r"|inappropriate|nsfw|data_inspection",
+     r"safety system|content polic|usage polic|moderation|sensitive word|敏感|违规"),
+    (AuthError, False, ANY, r"api_?key|invalid_token|no_db_connection|authentication|unauthori[sz]ed|unauthenticated",
+     r"(invalid|incorrect) api key|api key not valid"),
+    (AuthError, False, "40[13]", ANY, ANY),
+    (QuotaError, False, "402", ANY, ANY),
+    (QuotaError, True, "429", ANY, ANY),
+    (RejectedError, False, "[25]..",
+     r"invalid_(request|param|value|arg|model|size|image|type|url)|not_found|missing_|unsupported|convert_request"
+     r"|bad_request|validation|unknown_(model|param)", NEVER),
+    (UnavailableError, True, "5..", ANY, ANY),
+    (ResponseError, False, "2..", ANY, ANY),
+    (RejectedError, False, ANY, ANY, ANY),
 )  # fmt: skip
 # The wire's exceptions in plain words; their own text, which may quote headers, is never shown.
 WIRE_FAULTS = (
@@ -298,24 +308,28 @@ WIRE_FAULTS = (
 
 # Keys under which an answer never has its result, and those under which it has it when nothing better is there.
 AVATAR = r"avatar|favicon|emoji"
-IGNORED_KEYS = re.compile(
-    AVATAR + r"|\b(author|user|profile|input|request|prompt|mask|help|support|docs?|documentation|homepage|website|terms"
-    r"|policy|policies|callback|webhook|citations?|annotations?)\b", re.I)  # fmt: skip
-DRAFT_KEYS = re.compile(r"thumb|preview|draft|partial|thought|thinking|reasoning|\b(icon|logo)s?\b", re.I)
-LINK_KEYS = re.compile(r"ur[li]|link|href|src|path|image|file|output|result", re.I)
-CANNOT = re.compile(
-    r"\b(can['’]?t|cannot|can not|unable to|won['’]t|not able to|decline to)\b.{0,40}\b(generat|creat|mak|draw|produc|help"
-    r"|assist|fulfil|edit|comply|process|provide|do)|无法|不能|抱歉", re.I | re.S)  # fmt: skip
-REFUSED_FINISH = r"(?i).*(content_?filter|safety|prohibited|blocklist|spii|recitation|moderation|sensitive)"
+IGNORED_KEYS = (
+    rf"(?i){AVATAR}|\b(author|user|profile|input|request|prompt|mask|help|support|docs?|documentation|homepage|website"
+    r"|terms|policy|policies|callback|webhook|citations?|annotations?)\b"
+)
+DRAFT_KEYS = r"(?i)thumb|preview|draft|partial|thought|thinking|reasoning|\b(icon|logo)s?\b"
+LINK_KEYS = r"(?i)ur[li]|link|href|src|path|image|file|output|result"
+CANNOT = (
+    r"(?is)\b(can['’]?t|cannot|can not|unable to|won['’]t|not able to|decline to)\b.{0,40}\b(generat|creat|mak|draw"
+    r"|produc|help|assist|fulfil|edit|comply|process|provide|do)|无法|不能|抱歉"
+)
+REFUSED_FINISH = r"(?i)content_?filter|safety|prohibited|blocklist|spii|recitation|moderation|sensitive"
 UNFINISHED = r"(?i)queue|pending|process|submit|in_?progress|running|created|waiting|not_?start"
-DATA_URL = re.compile(r"data:[^,\n]{0,200};\s*base64\s*,\s*([\w+/%\r\n\t -]{64,}={0,2})", re.A | re.I)
-LONG_BASE64 = re.compile(r"[\w+/-]{64}[\w+/\r\n-]*={0,2}", re.A)
-LINK = re.compile(
-    r"(?P<mark>!?)\[(?P<label>[^\]]*)\]\(\s*<?(?P<url>[^\s<>)]+)|<img\b[^>]*?\bsrc=[\"'](?P<src>[^\"']+)"
-    r"|(?P<bare>https?://[^\s\"'<>)\]]+)", re.I)  # fmt: skip
-RELATIVE_LINK = re.compile(r"/{0,2}[\w.~%:/-]+(\?\S*)?")
-PICTURE_NAME = re.compile(r"\.(png|jpe?g|webp|gif|avif)\b", re.I)
-PICTURE_WORD = re.compile(r"image|picture|photo|download|图|下载", re.I)
+DATA_URL = r"(?ai)data:[^,\n]{0,200};\s*base64\s*,\s*([\w+/%\r\n\t -]{64,}={0,2})"
+LONG_BASE64 = r"(?a)[\w+/-]{64}[\w+/\r\n-]*={0,2}"
+LINK = (
+    r"(?i)(?P<mark>!?)\[(?P<label>[^\]]*)\]\(\s*<?(?P<url>[^\s<>)]+)|<img\b[^>]*?\bsrc=[\"'](?P<src>[^\"']+)"
+    r"|(?P<bare>https?://[^\s\"'<>)\]]+)"
+)
+BLANKS = "\ufeff\0 \t\r\n"  # what may stand around JSON
+RELATIVE_LINK = r"/{0,2}[\w.~%:/-]+(\?\S*)?"
+PICTURE_NAME = r"(?i)\.(png|jpe?g|webp|gif|avif)\b"
+PICTURE_WORD = r"(?i)image|picture|photo|download|图|下载"
 URL_SAFE, FROM_URL_SAFE = str.maketrans("+/", "-_"), str.maketrans("-_", "+/")
 
 # Required word for word, see the specification's section Onboarding.
@@ -362,37 +376,25 @@ def redact(value: Any, keys: Sequence[str]) -> Any:
         return {redact(name, keys): redact(item, keys) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [redact(item, keys) for item in value]
-    if not keys or not isinstance(value, str):
+    if not isinstance(value, str):
         return value
-    forms = [form for key in keys for form in _written_forms(key)]
-    pieces = {re.escape(form[i : i + 8 + (not i)]) for form in forms for i in range(max(1, len(form) - 7))}
-    return re.sub(rf"(?:(?={'|'.join(pieces)})[\s\S])+[\s\S]{{,7}}", "[key]", value, flags=re.I)
-
-
-def _written_forms(key: str) -> list[str]:
-    raw = key.encode("utf-8")
-    forms = [key, quote(key, safe=""), raw.hex(), "".join(f"\\u{byte:04x}" for byte in raw)]
-    for shift in range(3):  # base64 depends on where the key stands in what was encoded, and its ends on the neighbours
-        inner = base64.b64encode(b"\0" * shift + raw)[4 if shift else 0 : -4].decode("ascii")
-        forms += [inner, inner.translate(URL_SAFE)] if len(inner) > 8 else []
-    return forms
+    forms = []
+    for key, raw in [(key, key.encode("utf-8")) for key in keys]:
+        forms += [key, quote(key, safe=""), raw.hex(), "".join(f"\\u{byte:04x}" for byte in raw)]
+        for shift in range(3):  # base64 depends on where the key stands, and its ends on what stands beside it
+            inner = base64.b64encode(b"\0" * shift + raw)[4 if shift else 0 : -4].decode("ascii")
+            forms += [inner, inner.translate(URL_SAFE)] if len(inner) > 8 else []
+    pieces = {form[i : i + 8 + (not i)].lower() for form in forms for i in range(max(1, len(form) - 7))}
+    if not any(map(value.lower().__contains__, pieces)):  # the usual case, and a hundred times as fast
+        return value
+    return re.sub(rf"(?:(?={'|'.join(map(re.escape, pieces))})[\s\S])+[\s\S]{{,7}}", "[key]", value, flags=re.I)
 
 
 # --- Configuration ---
 
 
-def load_api_key() -> tuple[str, str]:
-    """Find the API key: the variables of CONFIG_ROWS, then KEY_FILES, blank ones left out; returns (key, source).
-
-    raises: ConfigError when there is none (its hint is the onboarding message) or when it is malformed
-    """
-    for source in [*dict(CONFIG_ROWS), *KEY_FILES]:
-        if key := _read_key(source):
-            return _checked_key(key, source), source
-    raise ConfigError("No API key is configured.", ONBOARDING)
-
-
-def _read_key(source: str) -> str:
+def read_key(source: str) -> str:
+    """What a variable or a file holds, "" when it is unset, missing or blank."""
     if source not in KEY_FILES:
         return os.environ.get(source, "").strip()
     try:
@@ -404,66 +406,62 @@ def _read_key(source: str) -> str:
     except FileNotFoundError:
         return ""
     except (OSError, ValueError) as exc:
-        reason = getattr(exc, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"The key file {source} cannot be read: {reason}.", f"Mend or remove {source}.") from None
+        what = getattr(exc, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"The key file {source} cannot be read: {what}.", f"Mend or remove {source}.") from None
 
 
-def _checked_key(key: str, source: str) -> Key:
+def load_api_key(given: str | None = None) -> tuple[str, str]:
+    """The API key given, else that of the variables of CONFIG_ROWS, then KEY_FILES; returns (key, source).
+
+    raises: ConfigError when there is none (its hint is the onboarding message) or when it is malformed
+    """
+    sources = ((read_key(source), source) for source in [*dict(CONFIG_ROWS), *KEY_FILES])
+    key, source = (given, "api_key") if given is not None else next(filter(lambda row: row[0], sources), ("", ""))
+    if not source:
+        raise ConfigError("No API key is configured.", ONBOARDING)
     if not re.fullmatch(r"[!-~]+", key):
-        message = f"The key from {source} holds a space, a line break or a character that is not ASCII."
-        raise ConfigError(message, "Copy it again, without anything around it.")
-    return Key(key)
+        what = f"The key from {source} holds a space, a line break or a character that is not ASCII."
+        raise ConfigError(what, "Copy it again, without anything around it.")
+    return Key(key), source
 
 
-def load_base_url(key_source: str | None = None) -> tuple[str, str]:
-    """Find the gateway's URL: the variables of CONFIG_ROWS, or the default one of DEFAULT_URL_KEYS; returns (url, source).
+def load_base_url(key_source: str | None = None, given: str | None = None) -> tuple[str, str]:
+    """The gateway's URL given, else that of the variables of CONFIG_ROWS, or the default one of DEFAULT_URL_KEYS;
+    returns (url, source).
 
     raises: ConfigError when there is none or when it is malformed
     """
-    for _, variable in CONFIG_ROWS:
-        if url := os.environ.get(variable, "").strip():
-            return _checked_url(url, variable), variable
-    key_source = key_source or load_api_key()[1]
-    if key_source in DEFAULT_URL_KEYS:
-        return DEFAULT_BASE_URL, "default"
-    variable = dict(CONFIG_ROWS).get(key_source, CONFIG_ROWS[1][1])
-    raise ConfigError(f"There is no base URL for the key from {key_source}.", f"Set {variable} to your gateway's URL.")
-
-
-def _checked_url(url: str, source: str) -> str:
+    variables = ((os.environ.get(name, "").strip(), name) for _, name in CONFIG_ROWS)
+    url, source = (given, "base_url") if given is not None else next(filter(lambda row: row[0], variables), ("", ""))
+    if not source:
+        key_source = key_source or load_api_key()[1]
+        if key_source in DEFAULT_URL_KEYS:
+            return DEFAULT_BASE_URL, "default"
+        wanted = dict(CONFIG_ROWS).get(key_source, CONFIG_ROWS[1][1])
+        raise ConfigError(f"The key from {key_source} has no base URL.", f"Set {wanted} to your gateway's URL.")
     url, host = url.rstrip("/"), ""
     with contextlib.suppress(ValueError):
         host = (urlsplit(url).port, urlsplit(url).hostname or "")[1]
     right = next((url[: -len(end)] for end in ENDPOINTS.values() if url.endswith(end)), "")
     if right or not host or not re.fullmatch(r"(?i)https?://[!-~]+", url) or re.search("[?#@]", url):
         shown = "" if "@" in url else f" {url!r}"  # it may hold a password
-        what = (
-            f"The base URL{shown} from {source} ends in an endpoint."
-            if right
-            else (
-                f"The base URL{shown} from {source} is no plain http or https address, without user, query and fragment."
-            )
-        )
-        raise ConfigError(what, f"Set {source} like this: {right or DEFAULT_BASE_URL}")  # fmt: skip
+        fault = "ends in an endpoint" if right else "is no http or https address without user, query and fragment"
+        raise ConfigError(f"The base URL{shown} from {source} {fault}.", f"Set it to: {right or DEFAULT_BASE_URL}")
     if url.lower().startswith("http:") and not re.fullmatch(r"localhost|127(\.\d+){3}|::1", host):
         log.warning("the base URL %s from %s is plain http: the key travels unencrypted", url, source)
-    return url
+    return url, source
 
 
 def load_target(api_key: str | None = None, base_url: str | None = None) -> Target:
     """Key and URL from the arguments, else from the configuration; refused when the key belongs to another gateway."""
-    key, key_source = load_api_key() if api_key is None else (_checked_key(api_key, "api_key"), "api_key")
-    url, url_source = (
-        load_base_url(key_source) if base_url is None else (_checked_url(base_url, "base_url"), "base_url")
-    )
-    for row in CONFIG_ROWS:
-        if url_source in row and key_source not in row:
-            if _read_key(row[0]) not in ("", api_key):
-                message = (
-                    f"The key from {key_source} would go to the gateway of {url_source}, whose own key is in {row[0]}."
-                )
-                raise ConfigError(message, f"Unset {url_source}, or unset {key_source} so that {row[0]} is used.")
-            log.warning("the key from %s goes to the gateway from %s", key_source, url_source)
+    key, key_source = load_api_key(api_key)
+    url, url_source = load_base_url(key_source, base_url)
+    own = next((name for name, variable in CONFIG_ROWS if variable == url_source), key_source)
+    if own != key_source:
+        if read_key(own) not in ("", api_key):
+            fault = f"The key from {key_source} would go to the gateway of {url_source}, whose own key is in {own}."
+            raise ConfigError(fault, f"Unset {url_source}, or unset {key_source} so that {own} is used.")
+        log.warning("the key from %s goes to the gateway from %s", key_source, url_source)
     return Target(Key(key), key_source, url, url_source)
 
 
@@ -492,31 +490,30 @@ def model_family(model: str) -> str:
     return find_model(model).family
 
 
-def validate_args(args: Args) -> Args:
-    """Check all that can be checked without files and network, and fill in family and size.
+def choose_size(model: Model, aspect_ratio: str | None = None, size: str | None = None) -> str:
+    """The pixel size an openai model is asked for: the given one, the ratio's exact one, or the nearest shape it has.
 
-    raises: UsageError naming the argument, its value and what would be right
-    """
-    model = find_model(args.model, args.family)
-    given = args.reference_images
-    paths = (given,) if isinstance(given, (str, os.PathLike)) else tuple(given)
-    args = args._replace(family=model.family, reference_images=tuple(os.path.expanduser(path) for path in paths))
-    for message, hint in _faults(args, model):
-        raise UsageError(message, hint)
-    if model not in CATALOGUE:
-        log.warning("the model %s is not in the catalogue: taken for %s, its price unknown", model.name, model.family)
-    if model.family == "openai":
-        if args.size is not None and args.aspect_ratio is not None:
-            log.warning("the size %s wins over the aspect ratio %s", args.size, args.aspect_ratio)
-        return args._replace(size=choose_size(model, args.aspect_ratio, args.size))
-    for name, default in (("n", 1), ("size", None), ("mask", None)):
-        if getattr(args, name) != default:
-            log.warning("%s takes no %s: it is left out, and one image is made", model.name, name)
-    return args._replace(n=1, size=None, mask=None)
+    gpt-image-2, 16:9 -> 1536x864    gpt-image-1, 16:9 -> 1536x1024    dall-e-3, 16:9 -> 1792x1024    no ratio -> 1024x1024
+    raises: UsageError for a size that the model is known to refuse
+    """  # noqa: E501
+    sizes = model.sizes.split()
+    if size is None and (aspect_ratio is None or "WxH" in sizes):
+        return OPENAI_SIZE_BY_RATIO[aspect_ratio] if aspect_ratio else DEFAULT_SIZE
+    if size is None:
+        width, height = map(int, str(aspect_ratio).split(":"))
+        return sizes[0 if width == height else 1 if width > height else 2]
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", str(size), re.A)
+    width, height = map(int, match.groups()) if match else (0, 0)
+    fits = width % 16 == height % 16 == 0 and max(width, height) <= min(3840, 3 * min(width, height))
+    free = "WxH" in sizes and fits and 655_360 <= width * height <= 8_294_400
+    if size in sizes and size != "WxH" or free or match and model not in CATALOGUE:
+        return size
+    rule = ", WxH: multiples of 16, 1:3 to 3:1, 655,360 to 8,294,400 pixels, no edge over 3840"
+    raise UsageError(f"The size is {size!r}.", f"{model.name} takes {', '.join(sizes).replace(', WxH', rule)}.")
 
 
-def _faults(args: Args, model: Model) -> Iterator[tuple[str, str]]:
-    """What is wrong, as (message, hint), most basic first."""
+def faults_of(args: Args, model: Model) -> Iterator[tuple[str, str]]:
+    """What is wrong with arguments, as (message, hint), most basic first."""
     for what, text in (("prompt", args.prompt), ("negative prompt", args.negative_prompt or "none")):
         if not isinstance(text, str) or not text.strip():
             yield f"The {what} is blank.", "Say what the picture shows."
@@ -543,28 +540,26 @@ def _faults(args: Args, model: Model) -> Iterator[tuple[str, str]]:
         yield "The proxy is not an address such as http://127.0.0.1:7890.", "Correct the proxy."
 
 
-def choose_size(model: Model, aspect_ratio: str | None = None, size: str | None = None) -> str:
-    """The pixel size an openai model is asked for: the given one, the ratio's exact one, or the nearest shape it has.
+def validate_args(args: Args) -> Args:
+    """Check all that can be checked without files and network, and fill in family and size.
 
-    gpt-image-2, 16:9 -> 1536x864    gpt-image-1, 16:9 -> 1536x1024    dall-e-3, 16:9 -> 1792x1024    no ratio -> 1024x1024
-    raises: UsageError for a size that the model is known to refuse
+    raises: UsageError naming the argument, its value and what would be right
     """
-    sizes = model.sizes.split()
-    if size is None and (aspect_ratio is None or "WxH" in sizes):
-        return OPENAI_SIZE_BY_RATIO[aspect_ratio] if aspect_ratio else DEFAULT_SIZE
-    if size is None:
-        width, height = map(int, str(aspect_ratio).split(":"))
-        return sizes[0 if width == height else 1 if width > height else 2]
-    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", str(size), re.A)
-    width, height = map(int, match.groups()) if match else (0, 0)
-    fits = width % 16 == height % 16 == 0 and max(width, height) <= min(3840, 3 * min(width, height))
-    free = "WxH" in sizes and fits and 655_360 <= width * height <= 8_294_400
-    if size in sizes and size != "WxH" or free or match and model not in CATALOGUE:
-        return size
-    rule = (
-        ", WxH: multiples of 16, 1:3 to 3:1, 655,360 to 8,294,400 pixels, no edge over 3840" if "WxH" in sizes else ""
-    )
-    raise UsageError(f"The size is {size!r}.", f"{model.name} takes {', '.join(sizes).replace(', WxH', rule)}.")
+    model, given = find_model(args.model, args.family), args.reference_images
+    paths = (given,) if isinstance(given, (str, os.PathLike)) else tuple(given)
+    args = args._replace(family=model.family, reference_images=tuple(map(os.path.expanduser, paths)))
+    for message, hint in faults_of(args, model):
+        raise UsageError(message, hint)
+    if model not in CATALOGUE:
+        log.warning("the model %s is not in the catalogue: taken for %s, its price unknown", model.name, model.family)
+    if model.family == "openai":
+        if args.size is not None and args.aspect_ratio is not None:
+            log.warning("the size %s wins over the aspect ratio %s", args.size, args.aspect_ratio)
+        return args._replace(size=choose_size(model, args.aspect_ratio, args.size))
+    for name, default in (("n", 1), ("size", None), ("mask", None)):
+        if getattr(args, name) != default:
+            log.warning("%s takes no %s: it is left out, and one image is made", model.name, name)
+    return args._replace(n=1, size=None, mask=None)
 
 
 def compose_prompt(prompt: str, negative_prompt: str | None, aspect_ratio: str | None, family: str) -> str:
@@ -582,8 +577,8 @@ def build_call(args: Args, url: str, references: Sequence[Reference], mask: Refe
     if args.family == "gemini":
         content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
         content += [{"type": "image_url", "image_url": {"url": image}} for image in references]
-        messages = [{"role": "user", "content": content}]
-        return Call(url + ENDPOINTS["gemini"], {"model": args.model, "messages": messages, **args.params}, ())
+        body = {"model": args.model, "messages": [{"role": "user", "content": content}], **args.params}
+        return Call(url + ENDPOINTS["gemini"], body, ())
     body = {"model": args.model, "prompt": prompt, "n": args.n, "size": args.size, **args.params}
     if not references:
         return Call(url + ENDPOINTS["openai"], body, ())
@@ -617,8 +612,7 @@ def decoding(data: bytes) -> Iterator[Any]:
     """A Pillow image of untrusted bytes; ValueError when they are no picture, damaged, or too large to decode."""
     from PIL import Image
 
-    name = sniff_format(data)
-    if name is None:
+    if not (name := sniff_format(data)):
         raise ValueError("it is not a picture" if data else "it is empty")
     try:
         with Image.open(io.BytesIO(data), formats=[name]) as image:
@@ -626,27 +620,17 @@ def decoding(data: bytes) -> Iterator[Any]:
     except KeyError:
         raise ValueError(f"there is no decoder for {name}") from None
     except Exception as exc:  # Pillow's decoders raise whatever a broken file provokes
-        raise (
-            exc
-            if type(exc) is ValueError
-            else ValueError("it is damaged or too large" if "<" in str(exc) else str(exc))
-        ) from None
+        fault = "it is damaged or too large" if "<" in str(exc) else str(exc)
+        raise (exc if type(exc) is ValueError else ValueError(fault)) from None
 
 
-def read_picture(data: bytes) -> Picture:
+def read_picture(data: bytes, link: str | None = None) -> Picture:
     """Prove that bytes are a whole picture by decoding them; raises ValueError."""
     with decoding(data) as image:
         name, size = image.format, image.size
         image.draft(None, (size[0] // 8, size[1] // 8))  # a JPEG is still read to its end, at a 64th of the memory
         image.load()
-    return Picture(data, "JPEG" if name == "MPO" else name, size)
-
-
-def orientation_of(image: Any) -> int:
-    """EXIF's 1 to 8; a picture with broken EXIF is a good picture."""
-    with contextlib.suppress(Exception):
-        return int(image.getexif().get(0x0112, 1))
-    return 1
+    return Picture(data, "JPEG" if name == "MPO" else name, size, link)
 
 
 def standardise(image: Any, edge_px: int | None = None) -> Any:
@@ -678,37 +662,44 @@ def standardise(image: Any, edge_px: int | None = None) -> Any:
     return image
 
 
+def heed_stop() -> None:
+    if STOP.is_set():
+        raise Interrupted("Interrupted.")
+
+
 def encode(image: Any, name: str, **options: Any) -> bytes:
     stream = io.BytesIO()
     image.save(stream, name, **options)
     return stream.getvalue()
 
 
-def maybe_resize(
-    path: PathLike, max_dim: int = REFERENCE_EDGES_PX[0], max_bytes: int = REFERENCE_LIMIT_BYTES
-) -> Reference:
-    """Read a reference picture as the gateways take it: at most max_dim pixels and max_bytes, upright, PNG, JPEG or WebP.
-
-    A file that is all this already goes out byte for byte. Any other is remade in memory: its first frame, in sRGB, as
-    JPEG, or with transparency as PNG or WebP; never enlarged. 4000x3000 -> 1024x768, 800x600 -> 800x600
-    raises: UsageError naming the file
-    """
-    return shrink(read_file(path), max_dim, max_bytes, path)
+def reason(exc: Exception) -> str:
+    return getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
 
 
-def shrink(data: bytes, max_dim: int, max_bytes: int = REFERENCE_LIMIT_BYTES, path: PathLike = "") -> Reference:
+@contextlib.contextmanager
+def bytes_of(path: PathLike, what: str, hint: str) -> Iterator[bytes]:
+    """The bytes of a caller's file; what turns out to be wrong with them is a UsageError that names it."""
+    heed_stop()
     try:
-        with decoding(data) as image:
-            size, orientation = image.size, orientation_of(image)
-            fits = max(size) <= max_dim and len(data) <= max_bytes and orientation not in range(2, 9)
-            if fits and image.format in SENT_FORMATS and getattr(image, "n_frames", 1) == 1:
-                image.load()
-                return Reference(data, MIME_BY_FORMAT[image.format], size, size)
-            image = standardise(image, max_dim)
-    except ValueError as exc:
-        raise UsageError(
-            f"The reference image {str(path)!r} cannot be used: {exc}.", "Convert it to PNG or JPEG."
-        ) from exc
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("it is not a file")
+        yield Path(path).read_bytes()
+    except (OSError, ValueError) as exc:
+        raise UsageError(f"The {what} {str(path)!r} cannot be used: {reason(exc)}.", hint) from exc
+
+
+def shrink(data: bytes, max_dim: int, max_bytes: int = REFERENCE_LIMIT_BYTES) -> Reference:
+    """An encoded picture within the limits: see `maybe_resize`; raises ValueError."""
+    with decoding(data) as image:
+        size, orientation = image.size, 1
+        with contextlib.suppress(Exception):  # a picture with broken EXIF is a good picture
+            orientation = int(image.getexif().get(0x0112, 1))
+        fits = max(size) <= max_dim and len(data) <= max_bytes and orientation not in range(2, 9)
+        if fits and image.format in SENT_FORMATS and getattr(image, "n_frames", 1) == 1:
+            image.load()
+            return Reference(data, MIME_BY_FORMAT[image.format], size, size)
+        image = standardise(image, max_dim)
     opaque = image.mode == "RGB" or image.getextrema()[3][0] == 255
     image = image.convert("RGB") if opaque else image
     ladder = [("JPEG" if opaque else "WEBP", {"quality": quality}) for quality in REFERENCE_QUALITIES]
@@ -720,17 +711,15 @@ def shrink(data: bytes, max_dim: int, max_bytes: int = REFERENCE_LIMIT_BYTES, pa
         image.thumbnail((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)))
 
 
-def read_file(path: PathLike) -> bytes:
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("it is not a file")
-        return Path(path).read_bytes()
-    except (OSError, ValueError) as exc:
-        raise UsageError(f"{str(path)!r} cannot be read: {_reason(exc)}.", "Check the path.") from exc
+def maybe_resize(path: PathLike, max_dim: int = REFERENCE_EDGES_PX[0], max_bytes: int = 1_048_576) -> Reference:
+    """Read a reference picture as the gateways take it: within the limits, upright, and PNG, JPEG or WebP.
 
-
-def _reason(exc: Exception) -> str:
-    return getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
+    A file that is all this already goes out byte for byte. Any other is remade in memory: its first frame, in sRGB, as
+    JPEG, or with transparency as PNG or WebP; never enlarged. 4000x3000 -> 1024x768, 800x600 -> 800x600
+    raises: UsageError naming the file
+    """
+    with bytes_of(path, "reference image", "Convert it to PNG or JPEG.") as data:
+        return shrink(data, max_dim, max_bytes)
 
 
 def fit_mask(path: PathLike | None, references: Sequence[Reference]) -> Reference | None:
@@ -742,29 +731,28 @@ def fit_mask(path: PathLike | None, references: Sequence[Reference]) -> Referenc
         return None
     from PIL import Image
 
-    data, first = read_file(path), references[0]
-    try:
-        with decoding(data) as image:
-            alpha, size = image.convert("RGBA").getchannel("A"), image.size
-            if image.format != "PNG" or not ("A" in image.getbands() or "transparency" in image.info):
-                raise ValueError("it is not a PNG with transparency")
-            if size != first.full_size:
-                raise ValueError("it is {}x{}, and its reference {}x{} pixels".format(*size, *first.full_size))
-    except ValueError as exc:
-        raise UsageError(f"The mask {str(path)!r} cannot be used: {exc}.", "Make what may change transparent.") from exc
-    if size != first.size or len(data) > REFERENCE_LIMIT_BYTES:
-        blank = Image.new("RGBA", first.size)
-        blank.putalpha(alpha.resize(first.size))
-        data = encode(blank, "PNG")
-    return Reference(data, "image/png", first.size, size)
+    first = references[0]
+    with bytes_of(path, "mask", "Make what may change transparent.") as data, decoding(data) as image:
+        if image.format != "PNG" or not ("A" in image.getbands() or "transparency" in image.info):
+            raise ValueError("it is not a PNG with transparency")
+        if image.size != first.full_size:
+            raise ValueError("it is {}x{}, and its reference {}x{} pixels".format(*image.size, *first.full_size))
+        alpha = image.convert("RGBA").getchannel("A").resize(first.size)
+        if image.size != first.size or len(data) > REFERENCE_LIMIT_BYTES:
+            data = encode(Image.merge("RGBA", [Image.new("L", first.size)] * 3 + [alpha]), "PNG")
+        return Reference(data, "image/png", first.size, first.full_size)
 
 
 # --- Answers ---
 
 
-def parse_body(body: bytes | bytearray) -> Any:
-    """A body as a JSON tree, an event stream as the list of its events' trees and their joined text, or else as text."""
-    text = body.decode(json.detect_encoding(body), "replace").strip("\ufeff \t\r\n\0")
+def parse_body(body: Any) -> Any:
+    """A body as a JSON tree, an event stream as a list of its events' trees and their joined text, or else as text."""
+    if isinstance(body, str):
+        body = body.encode("utf-8", "replace")
+    if not isinstance(body, (bytes, bytearray)):
+        return body
+    text = body.decode(json.detect_encoding(body), "replace").strip(BLANKS)
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text)
     with contextlib.suppress(ValueError, RecursionError):
@@ -774,17 +762,15 @@ def parse_body(body: bytes | bytearray) -> Any:
     return text
 
 
-def as_tree(body: Any) -> Any:
-    """A body in whatever form: bytes and text are parsed."""
-    body = body.encode("utf-8", "replace") if isinstance(body, str) else body
-    return parse_body(body) if isinstance(body, (bytes, bytearray)) else body
-
-
 def walk(tree: Any) -> Iterator[tuple[tuple[Any, ...], str]]:
-    """Every text and number of a tree in document order, with its path; JSON in a text is entered, a list of bytes base64."""
-    stack: list[tuple[tuple[Any, ...], Any]] = [((), tree)]
+    """Every text and number of a tree in order, with its path; JSON in a text is entered, a list of bytes base64."""
+    stack: list[Iterator[tuple[tuple[Any, ...], tuple[Any, Any]]]] = [iter([((), ("", tree))])]
     while stack:
-        path, node = stack.pop()
+        parent, (name, node) = next(stack[-1], ((), (None, None)))
+        path = (*parent, name) if len(stack) > 1 else ()
+        if name is None:
+            stack.pop()
+            continue
         if isinstance(node, str) and node[:1] in ("{", "["):
             with contextlib.suppress(ValueError, RecursionError):
                 node = json.loads(node)
@@ -795,14 +781,15 @@ def walk(tree: Any) -> Iterator[tuple[tuple[Any, ...], str]]:
             yield path, str(node)
         elif isinstance(node, dict):
             path += ("draft",) if node.get("thought") is True or "partial" in str(node.get("type")) else ()
-            stack += [(path + (name,), node[name]) for name in reversed(node)]
+            stack.append(itertools.product([path], node.items()))
         elif isinstance(node, list):
-            stack += [(path + (i,), node[i]) for i in reversed(range(len(node)))]
+            stack.append(itertools.product([path], enumerate(node)))
 
 
 def texts_under(tree: Any, keys: str) -> list[str]:
-    """The texts of a tree whose own key matches, blank and very long ones left out."""
-    found = [text for path, text in walk(tree) if path and re.fullmatch(keys, str(path[-1]), re.I)]
+    """The texts of a tree whose own key matches, blank and very long ones left out; what is far from the top, too."""
+    nodes = itertools.islice(walk(tree), 10_000)
+    found = [text for path, text in nodes if path and re.fullmatch(keys, str(path[-1]), re.I)]
     return [text for text in found if text.strip() and len(text) < 100_000]
 
 
@@ -814,41 +801,47 @@ def decode_base64(text: str) -> bytes:
             return b""
         text = unquote(text) if "%" in text else text
         text = text.translate(FROM_URL_SAFE) if "-" in text or "_" in text else text
-        for whole in (text, text + "==", text.rstrip()[:-1] + "=="):  # the last: cut off inside a group of four
+        for end in (None, -1):  # one letter less: cut off inside a group of four
             with contextlib.suppress(ValueError):
-                return binascii.a2b_base64(whole)
+                return binascii.a2b_base64(text.rstrip()[:end] + "==")
     return b""
+
+
+def words_of(path: Sequence[Any]) -> str:
+    """A path as words: ("data", 0, "imageUrl") -> "data 0 image Url"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|[_-]", " ", " ".join(map(str, path)))
+
+
+def find_links(key: str, text: str) -> Iterator[str]:
+    """The links in a text that may lead to the result."""
+    if re.fullmatch(RELATIVE_LINK, text) and (
+        re.search(PICTURE_NAME, text) or text[0] == "/" and re.search(LINK_KEYS, key)
+    ):
+        yield text
+    for match in re.finditer(LINK, text):
+        link = match["url"] or match["src"] or match["bare"].rstrip(".,;:!?、。，；：！？）】」")
+        shown = match["mark"] or match["src"] or match[0] == text
+        named = re.search(PICTURE_NAME, link) or re.search(PICTURE_WORD, match["label"] or "")
+        allowed = re.match("https?:" if not shown else r"https?:|/|[\w.-]+(/|\.\w+$)", link, re.I)
+        if allowed and (shown or named) and not re.search(AVATAR, f"{match['label']} {link}", re.I):
+            yield link
 
 
 def find_images(tree: Any) -> Iterator[Find]:
     """All that may be the result, wherever it stands: base64 whose first bytes are a picture's, and links."""
     for path, text in walk(tree):
-        if IGNORED_KEYS.search(words := _words(path)):
+        if len(text) < 3 or re.search(IGNORED_KEYS, words := words_of(path)):
             continue
-        encoded = [text, *DATA_URL.findall(text)]
+        found = [decode_base64(text)]
+        if not any(found):
+            found += map(decode_base64, re.findall(DATA_URL, text))
         if not path:  # no JSON, or JSON cut short: base64 stands in quotes, perhaps with escapes
-            encoded += LONG_BASE64.findall(text.replace("\\/", "/").replace("\\r", "").replace("\\n", "\n"))
-        finds = [Find(path, data, "") for data in map(decode_base64, encoded) if data]
-        if not finds and not CANNOT.search(text[:8000]):
-            finds = [Find(path, b"", link) for link in dict.fromkeys(_links(words, text[:8000].strip()))]
-        yield from finds
-
-
-def _words(path: Sequence[Any]) -> str:
-    """A path as words: ("data", 0, "imageUrl") -> "data 0 image Url"."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|[_-]", " ", " ".join(map(str, path)))
-
-
-def _links(key: str, text: str) -> Iterator[str]:
-    if RELATIVE_LINK.fullmatch(text) and (PICTURE_NAME.search(text) or text[0] == "/" and LINK_KEYS.search(key)):
-        yield text
-    for match in LINK.finditer(text):
-        link = match["url"] or match["src"] or match["bare"].rstrip(".,;:!?、。,;:!?)】」")
-        shown = match["mark"] or match["src"] or match[0] == text
-        named = PICTURE_NAME.search(link) or PICTURE_WORD.search(match["label"] or "")
-        allowed = re.match("https?:" if not shown else r"https?:|/|[\w.-]+(/|\.\w+$)", link, re.I)
-        if allowed and (shown or named) and not re.search(AVATAR, f"{match['label']} {link}", re.I):
-            yield link
+            plain = text.replace("\\/", "/").replace("\\r", "").replace("\\n", "\n")
+            found += map(decode_base64, re.findall(LONG_BASE64, plain))
+        yield from (Find(path, data, "") for data in found if data)
+        if not any(found) and not re.search(CANNOT, text[:8000]):
+            links = dict.fromkeys(find_links(words, text[:8000].strip()))
+            yield from (Find(path, b"", link) for link in links if link.isprintable())
 
 
 def choose_results(finds: Sequence[Find], family: str, echoes: Sequence[bytes]) -> list[list[list[Find]]]:
@@ -857,18 +850,16 @@ def choose_results(finds: Sequence[Find], family: str, echoes: Sequence[bytes]) 
     openai: each element of a list is a picture, and what stands under one top-level key is one reading.
     gemini: there is one picture, the last; the ones before it are drafts.
     """
-    usable = [find for find in finds if find.data not in echoes or find.link]
-    usable = [find for find in usable if not DRAFT_KEYS.search(_words(find.path))] or usable
-    readings: dict[Any, dict[Any, list[Find]]] = {}
+    usable = [find for find in finds if find.link or find.data not in echoes]
+    usable = [find for find in usable if not re.search(DRAFT_KEYS, words_of(find.path))] or usable
+    readings: dict[str, dict[Any, list[Find]]] = {}
     for find in usable:
-        depth = max((i + 1 for i, step in enumerate(find.path) if isinstance(step, int)), default=0)
-        top = find.path[0] if find.path and isinstance(find.path[0], str) else ""
+        depth = max((i for i, step in enumerate(find.path, 1) if isinstance(step, int)), default=0)
+        top = str(find.path[0]) if find.path and isinstance(find.path[0], str) else ""
         top, element = (top, find.path[:depth]) if family == "openai" else ("", ())
         readings.setdefault(top, {}).setdefault(element, []).insert(0, find)
-    ordered = sorted(
-        readings.values(), key=lambda groups: not any(find.data for group in groups.values() for find in group)
-    )
-    return [[sorted(group, key=lambda find: not find.data) for group in groups.values()] for groups in ordered]
+    ordered = [[sorted(group, key=lambda find: not find.data) for group in each.values()] for each in readings.values()]
+    return sorted(ordered, key=lambda groups: not any(group[0].data for group in groups))
 
 
 def read_answer(
@@ -880,70 +871,69 @@ def read_answer(
     """
     tree = None if sniff_format(body) else parse_body(body)
     finds = [Find((), bytes(body), "")] if tree is None else list(find_images(tree))
-    finds = [find for find in finds if find.data or not _refusal(tree)]
+    finds = [find for find in finds if find.data or not refusal_in(tree)]
     pictures: list[Picture] = []
-    faults, links, salvage = [], [], b""
-    for group in (
-        group for reading in choose_results(finds, str(args.family), echoes) if not pictures for group in reading
-    ):
-        for find in group:
+    faults, links, salvage = dict[str, None](), list[str](), b""
+    readings = choose_results(finds, str(args.family), echoes)
+    for group in (group for reading in readings if not pictures for group in reading):
+        for find in group if len(links) < MAX_DEAD_LINKS else filter(lambda find: find.data, group):
             try:
                 data = find.data or fetch(find.link)
                 if data not in echoes:
-                    pictures.append(read_picture(data))
+                    pictures.append(read_picture(data, find.link or None))
                     break
             except (ValueError, ResponseError) as exc:
-                faults.append(getattr(exc, "message", str(exc)))
+                faults[one_line(getattr(exc, "message", str(exc))).rstrip(".")] = None
                 links += [getattr(exc, "image_url", None) or find.link] * bool(find.link)
                 salvage = find.data or salvage
     if not pictures and not faults:
         classify_response_error(str(args.family), tree)
     if not pictures:
-        message = f"The gateway's picture cannot be had: {'; '.join(dict.fromkeys(faults)).rstrip('.')}."
-        raise ResponseError(message, salvage=salvage, image_url=links[0] if links else None)
+        fault = f"The gateway's picture cannot be had: {one_line('; '.join(faults), 900)}."
+        raise ResponseError(fault, salvage=salvage, image_url=links[0] if links else None)
     if len(pictures) < args.n:
         log.warning("the gateway made %d of the %d images asked for %s", len(pictures), args.n, " ".join(links))
     usage = (tree.get("usage") or tree.get("usageMetadata")) if isinstance(tree, dict) else None
     return pictures, usage if isinstance(usage, dict) else {}
 
 
-def _refusal(tree: Any) -> str:
+def refusal_in(tree: Any) -> str:
     """Why a model says that it refused, "" when it does not."""
     reasons = texts_under(tree, "(native_)?finish_?reason|block_?reason|stop_?reason")
-    return next(iter(texts_under(tree, "refusal") + [text for text in reasons if re.match(REFUSED_FINISH, text)]), "")
+    return next(iter(texts_under(tree, "refusal") + [text for text in reasons if re.search(REFUSED_FINISH, text)]), "")
 
 
-def one_line(text: str) -> str:
+def one_line(text: str, limit: int = 300) -> str:
     """Untrusted text as one short printable line; of an HTML page its title."""
     title = re.search(r"<title[^>]*>(.*?)</title>", text[:20_000], re.I | re.S)
     text = title[1] if title else re.sub(r"<[^>]*>", " ", text[:20_000])
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    return text if len(text) <= 300 else text[:299] + "…"
-
-
-def error_facts(body: Any) -> tuple[str, str]:
-    """An error body's sentence and codes: {"error": {"message": "No", "type": "bad", "code": null}} -> ("No", "bad")."""
-    tree = as_tree(body)
-    if isinstance(tree, str):
-        return one_line(tree), ""
-    codes = texts_under(tree, "(error_?)?code|reason") + texts_under(tree, "type|status|error")  # most telling first
-    codes = [
-        re.sub("(?<=[a-z])(?=[A-Z])", "_", code) for code in codes if re.fullmatch(r"[\w.:-]*[^\W\d][\w.:-]*", code)
-    ]
-    places = ".".join(text for path, text in walk(tree) if "loc" in path)
-    texts = texts_under(tree, "(error_?)?(message|msg)") or texts_under(
-        tree, r"detail|error|error_description|title|\d+"
-    )
-    return one_line(": ".join([places] * bool(places) + texts[:1])), " ".join(codes)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def gateway_error(status: int, body: Any, headers: Mapping[str, str] = {}) -> ImageGenError:
-    """The one error that a status and a body amount to: the first fitting row of MEANINGS."""
-    message, codes = error_facts(body)
-    for error, retryable, for_status, for_codes, for_message in MEANINGS:
-        fits = re.search(for_codes, codes, re.I) or re.search(for_message, message, re.I)
-        if fits and re.match(for_status, str(status)):
-            break
+    """The one error that a status and a body's sentence and codes amount to: the first fitting row of MEANINGS.
+
+    {"error": {"message": "No", "type": "bad", "code": null}} has the sentence "No" and the code "bad"
+    """
+    tree = parse_body(body)
+    texts, codes = [tree] if isinstance(tree, str) else texts_under(tree, "(error_?)?(message|msg)"), ""
+    if not isinstance(tree, str):
+        texts = texts or texts_under(tree, r"detail|error|error_description|title|\d+")
+        places = ".".join(text for path, text in itertools.islice(walk(tree), 1000) if "loc" in path)
+        texts = [f"{places}: {texts[0]}" if places else texts[0]] if texts else [places]
+        words = texts_under(tree, "(error_?)?code|reason") + texts_under(
+            tree, "type|status|error"
+        )  # most telling first
+        words = [word for word in words if re.fullmatch(r"[\w.:-]*[^\W\d][\w.:-]*", word)]
+        codes = re.sub("(?<=[a-z])(?=[A-Z])", "_", " ".join(words))
+    message = one_line(texts[0])
+    error, retryable = next(
+        (error, retryable)
+        for error, retryable, for_status, for_codes, for_message in MEANINGS
+        if re.match(for_status, str(status))
+        and (re.search(for_codes, codes, re.I) or re.search(for_message, message, re.I))
+    )
     said = "".join(f" ({code})" for code in codes.split()[:1]) + (f": {message}" if message else "")
     hint = "Check the base URL (most end in /v1) and the model's name: generate.py --check." if status == 404 else ""
     facts = {"status": status, "retryable": retryable, "retry_after_s": read_retry_after(headers)}
@@ -951,7 +941,7 @@ def gateway_error(status: int, body: Any, headers: Mapping[str, str] = {}) -> Im
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float:
-    """The seconds that Retry-After (a number or a date) or retry-after-ms asks for, at most 60; 0 when it says nothing."""
+    """The seconds that Retry-After (a number or a date) or retry-after-ms asks for, at most 60; 0 without a wish."""
     import email.utils
 
     wish, milliseconds = headers.get("retry-after", ""), headers.get("retry-after-ms", "")
@@ -973,7 +963,7 @@ def handle_http_error(family: str, status: int, body: Any, headers: Mapping[str,
 
 def classify_response_error(family: str, body: Any) -> NoReturn:
     """Raise the ImageGenError of a successful answer without a picture; the body is bytes, text or a JSON tree."""
-    tree = as_tree(body)
+    tree = parse_body(body)
     top = next((node for node in (tree if isinstance(tree, list) else [tree]) if isinstance(node, dict)), {})
     stated = [node.get(key) for node in (top.get("error"), top) if isinstance(node, dict) for key in ("code", "status")]
     status = next((int(str(value)) for value in stated if re.fullmatch("[45][0-9][0-9]", str(value))), 200)
@@ -985,16 +975,13 @@ def classify_response_error(family: str, body: Any) -> NoReturn:
         and error.kind != "response"
     ):
         raise error
-    if reason := _refusal(tree):
-        raise RefusedError(f"The model refused: {one_line(reason)}.")
+    if refusal := refusal_in(tree):
+        raise RefusedError(f"The model refused: {one_line(refusal)}.")
     unfinished = any(re.search(UNFINISHED, state) for state in texts_under(tree, "status|state"))
-    for task in (
-        texts_under(tree, "(task|job|generation|prediction)_?id") + texts_under(tree, "(request_?)?id") * unfinished
-    ):
+    ids = texts_under(tree, "(task|job|generation|prediction)_?id") + texts_under(tree, "(request_?)?id") * unfinished
+    if ids:
         hint = "Ask the gateway for that task's result; only answers that hold the image are read here."
-        raise ResponseError(
-            f"The gateway answered with the unfinished task {one_line(task)} in place of an image.", hint
-        )
+        raise ResponseError(f"The gateway answered with the unfinished task {one_line(ids[0])}, not an image.", hint)
     texts = texts_under(tree, "content|text|message|msg") or texts_under(tree, "finish_?reason")
     said = one_line(tree if isinstance(tree, str) else " ".join(texts))
     hint = "Check the base URL: most end in /v1." if isinstance(tree, str) and tree.startswith("<") else ""
@@ -1004,49 +991,62 @@ def classify_response_error(family: str, body: Any) -> NoReturn:
 # --- Wire: the only code that opens sockets ---
 
 
-class Exchange:
+class Exchange(threading.Thread):
     """One HTTP request on a thread of its own, so that no silent, trickling or endless server outlasts its deadline."""
 
-    def __init__(self, url: str, args: Args, **content: Any) -> None:
-        self.url, self.proxy, self.limit_bytes, self.content = url, args.proxy, MAX_ANSWER_BYTES * args.n, content
+    def __init__(self, url: str, args: Args, deadline: float, **content: Any) -> None:
+        super().__init__(daemon=True)
+        self.url, self.proxy, self.deadline, self.content = url, args.proxy, deadline, content
+        self.limit_bytes = MAX_ANSWER_BYTES * args.n
         self.status, self.headers, self.received = 0, dict[str, str](), bytearray()
         self.fault, self.late = "", False  # why the answer ended early, "" when it is whole
         self.sockets: list[Any] = []
-        self.done = threading.Event()
 
-    def run(self, deadline: float, meanwhile: Callable[[], object] = lambda: None) -> Exchange:
+    def answer(self, meanwhile: Callable[[], object] = lambda: None) -> Exchange:
         """Send, do something useful meanwhile, and come back by the deadline (of time.monotonic()) with what arrived.
 
-        raises: UnavailableError when not even a status arrived
+        raises: UnavailableError when not even a status arrived, Interrupted
         """
         import socket
 
-        connect_by = min(deadline, time.monotonic() + CONNECT_TIMEOUT_S)
-        threading.Thread(target=self._work, args=(max(POLL_S, deadline - time.monotonic()),), daemon=True).start()
-        meanwhile()
-        while not self.late and not self.done.wait(POLL_S):
-            self.late = time.monotonic() > (deadline if self.sockets else connect_by) - POLL_S
+        connect_by = min(self.deadline, time.monotonic() + CONNECT_TIMEOUT_S)
+        self.start()
+        while self.is_alive() and not self.late and not STOP.is_set():
+            if self.sockets:
+                meanwhile()
+            self.join(POLL_S)
+            self.late = self.is_alive() and time.monotonic() > (self.deadline if self.sockets else connect_by) - POLL_S
         for sock in self.sockets:  # below TLS, whose own shutdown() would race with the thread that reads
             with contextlib.suppress(OSError, TypeError):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
-        self.done.wait(POLL_S)  # the thread hands over what it has
+        self.join(POLL_S)  # the thread hands over what it has
         declared = self.headers.get("content-length", "")
         if not self.fault and declared.isdigit() and len(self.received) < int(declared):
             self.fault = f"{declared} bytes were announced"
-        self.fault = "the time allowed is over" if self.late else self.fault
+        self.fault = (
+            "the time allowed is over" if self.late else self.fault or "the connection was closed" * (not self.status)
+        )
         if not self.status:
-            what = "gave no answer" if self.sockets else "cannot be reached"
-            hint = "" if self.sockets else "Check the network, the base URL and the proxy; nothing was billed."
+            heed_stop()
+            what, hint = "gave no answer", ""
+            if not self.sockets:
+                what, hint = "cannot be reached", "Check the network, the base URL and the proxy; nothing was billed."
             facts = {"billed": "maybe" if self.sockets else "no", "timed_out": self.late and bool(self.sockets)}
-            message = f"{urlsplit(self.url).netloc} {what}: {self.fault or 'the connection was closed'}."
-            raise UnavailableError(message, hint, retryable="TLS" not in self.fault, **facts)
+            fault = f"{urlsplit(self.url).netloc} {what}: {self.fault or 'the connection was closed'}."
+            raise UnavailableError(fault, hint, retryable="TLS" not in self.fault, **facts)
+        with contextlib.suppress(zlib.error):  # gzip, declared or not, up to the limit and as far as it is whole
+            if self.received[:2] == b"\x1f\x8b":
+                self.received = bytearray(zlib.decompressobj(31).decompress(self.received, self.limit_bytes))
         return self
 
-    def _work(self, timeout_s: float) -> None:
+    def run(self) -> None:
+        timeout_s = max(POLL_S, self.deadline - time.monotonic())
+        waits = (min(CONNECT_TIMEOUT_S, timeout_s), timeout_s)
         try:
-            with self._session(timeout_s) as session:
-                response = session.request("POST" if self.content.get("data") else "GET", self.url, **self.content)
-                self.headers = {name.lower(): value for name, value in response.headers.items()}
+            with self.session(timeout_s) as session:
+                method = "POST" if "data" in self.content else "GET"
+                response = session.request(method, self.url, timeout=waits, allow_redirects=False, **self.content)
+                self.headers.update({name.lower(): value for name, value in response.headers.items()})
                 self.status = response.status_code
                 limit_bytes = self.limit_bytes if 200 <= self.status < 300 else MAX_PAGE_BYTES
                 while chunk := response.raw._fp.read1(65_536):  # what is there; read() would lose it on a reset
@@ -1055,51 +1055,33 @@ class Exchange:
                         raise ValueError(f"more than {limit_bytes} bytes")
         except Exception as exc:
             text = f"{type(exc).__name__} {exc}"
-            self.fault = next(
-                (words for pattern, words in WIRE_FAULTS if re.search(pattern, text, re.I)), type(exc).__name__
-            )
-        finally:
-            self.done.set()
+            meanings = (words for pattern, words in WIRE_FAULTS if re.search(pattern, text, re.I))
+            self.fault = next(meanings, type(exc).__name__)
 
-    def _session(self, timeout_s: float) -> Any:
-        """A requests session that heeds no proxy variables and no .netrc, and hands over every socket that it connects."""
+    def session(self, timeout_s: float) -> Any:
+        """A requests session that heeds no proxy variables and no .netrc, and hands over the sockets it connects."""
         import requests
 
-        sockets = self.sockets
-
         def watched(pool: Any) -> Any:
-            class Connection(pool.ConnectionCls):  # type: ignore[misc]
-                def connect(self) -> None:
-                    super().connect()
-                    self.sock.settimeout(
-                        timeout_s
-                    )  # else a long upload would have only the time allowed for connecting
-                    sockets.append(self.sock)
+            def connect(connection: Any) -> None:
+                pool.ConnectionCls.connect(connection)
+                connection.sock.settimeout(timeout_s)  # a long upload may take more than the time for connecting
+                self.sockets.append(connection.sock)
 
-            return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
+            connection_class = type("Connection", (pool.ConnectionCls,), {"connect": connect})
+            return type(pool.__name__, (pool,), {"ConnectionCls": connection_class})
 
         session = requests.Session()
-        session.trust_env = False
+        session.trust_env, session.stream = False, True
+        session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or True
+        session.proxies = {"all": self.proxy} if self.proxy else {}
         session.headers.update({"User-Agent": f"product-shots-image-gen/{VERSION}", "Accept-Encoding": "gzip"})
         adapter: Any = session.get_adapter("https://")
-        for manager in [adapter.poolmanager] + ([adapter.proxy_manager_for(self.proxy)] if self.proxy else []):
-            manager.pool_classes_by_scheme = {
-                name: watched(pool) for name, pool in manager.pool_classes_by_scheme.items()
-            }
+        for manager in (adapter.poolmanager, *([adapter.proxy_manager_for(self.proxy)] if self.proxy else [])):
+            classes = manager.pool_classes_by_scheme
+            manager.pool_classes_by_scheme = {scheme: watched(pool) for scheme, pool in classes.items()}
         session.mount("http://", adapter)
-        self.content.update(
-            proxies={"all": self.proxy} if self.proxy else None, stream=True, allow_redirects=False,
-            timeout=(min(CONNECT_TIMEOUT_S, timeout_s), timeout_s),
-            verify=os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or True,
-        )  # fmt: skip
         return session
-
-    def body(self) -> bytes | bytearray:
-        """The body, gzip undone where it is there, declared or not, up to the limit and as far as it is whole."""
-        with contextlib.suppress(zlib.error):
-            if self.received[:2] == b"\x1f\x8b":
-                return zlib.decompressobj(31).decompress(self.received, self.limit_bytes)
-        return self.received
 
 
 def send(call: Call, target: Target, args: Args, deadline: float) -> Exchange:
@@ -1109,21 +1091,20 @@ def send(call: Call, target: Target, args: Args, deadline: float) -> Exchange:
         request.headers["Authorization"] = f"Bearer {target.key}"
         return request
 
+    def load_pillow() -> None:  # what reads the picture, while the gateway still makes it
+        from PIL import Image, JpegImagePlugin, PngImagePlugin  # noqa: F401
+
+    heed_stop()
     content: dict[str, Any] = {"auth": authorise}
     if call.files:
         content.update(data=call.body, files=[(field, (name, r.data, r.mime)) for field, name, r in call.files])
     elif call.body:
-        content["data"] = json.dumps(show_pictures(call.body, Reference.data_url)).encode("ascii")
-        content["headers"] = {"Content-Type": "application/json"}
-    answer = Exchange(call.url, args, **content).run(deadline, load_pillow)
+        body = show_pictures(call.body, lambda r: f"data:{r.mime};base64,{base64.b64encode(r.data).decode('ascii')}")
+        content.update(data=json.dumps(body).encode("ascii"), headers={"Content-Type": "application/json"})
+    answer = Exchange(call.url, args, deadline, **content).answer(load_pillow)
     if not 200 <= answer.status < 300:
-        handle_http_error(str(args.family), answer.status, answer.body(), answer.headers)
+        handle_http_error(str(args.family), answer.status, answer.received, answer.headers)
     return answer
-
-
-def load_pillow() -> None:
-    """Import what reads the picture while the gateway still makes it."""
-    from PIL import Image, JpegImagePlugin, PngImagePlugin  # noqa: F401
 
 
 def fetch(url: str, args: Args, deadline: float) -> bytes:
@@ -1131,31 +1112,32 @@ def fetch(url: str, args: Args, deadline: float) -> bytes:
 
     raises: ResponseError with the link, so that the picture can still be had
     """
-    log.info("fetching the picture from %s", url)
-    fault = ""
+    log.info("fetching the picture from %s", one_line(url))
+    fault = "the time allowed is over"
     for number in range(FETCH_TRIES):
         if number:
-            time.sleep(max(0.0, min(RETRY_WAITS_S[number - 1], deadline - time.monotonic())))
-            if time.monotonic() >= deadline:
-                break
+            STOP.wait(max(0.0, min(RETRY_WAITS_S[number - 1], deadline - time.monotonic())))
+        if time.monotonic() >= deadline:
+            break
         try_by = time.monotonic() + max(2 * POLL_S, (deadline - time.monotonic()) / (FETCH_TRIES - number))
-        place, hops = url, MAX_REDIRECTS
+        place = url
         try:
-            answer = Exchange(place, args).run(try_by)
-            while 300 <= answer.status < 400 and hops:
-                place, hops = urljoin(place, answer.headers.get("location", "")), hops - 1
-                answer = Exchange(place, args).run(try_by)
+            for _ in range(1 + MAX_REDIRECTS):
+                answer = Exchange(place, args, try_by).answer()
+                if not 300 <= answer.status < 400:
+                    break
+                place = urljoin(place, answer.headers.get("location", ""))
             if answer.status == 200 and not answer.fault:
-                return bytes(answer.body())
+                return bytes(answer.received)
             fault = f"the server answered {answer.status} {answer.fault}".strip()
-        except ImageGenError as exc:
+        except UnavailableError as exc:
             fault = exc.message
+        if STOP.is_set():
+            raise Interrupted("Interrupted.", image_url=url, billed="yes")
     raise ResponseError(f"{one_line(url)} cannot be fetched: {fault}", image_url=url)
 
 
 # --- Disk: the only code that writes ---
-
-DISK = threading.Lock()  # held while a partial file exists
 
 
 def prove_writable(output: PathLike | None, family: str | None) -> Place:
@@ -1166,8 +1148,10 @@ def prove_writable(output: PathLike | None, family: str | None) -> Place:
     given = os.path.expanduser(os.fspath(output)) if output is not None else "./"
     unique = given.endswith(("/", os.sep)) or os.path.isdir(given)
     name = f"output-{int(time.time())}.{'png' if family == 'openai' else 'jpeg'}"
-    path = Path(os.path.abspath(os.path.join(given, name) if unique else given))
+    extension = Path(name if unique else given).suffix.lower()
+    form = FORMAT_BY_EXTENSION.get(extension, "")
     try:
+        path = Path(os.path.abspath(os.path.join(given, name) if unique else given))
         real = Path(os.path.realpath(path))
         with contextlib.suppress(FileNotFoundError):
             if not given.strip() or not stat.S_ISREG(os.lstat(real).st_mode) or not os.access(real, os.W_OK):
@@ -1175,31 +1159,23 @@ def prove_writable(output: PathLike | None, family: str | None) -> Place:
         with partial_file(next(folder for folder in real.parents if os.path.lexists(folder))) as (stream, _):
             stream.write(bytes(MIN_IMAGE_BYTES))
     except (OSError, ValueError) as exc:
-        raise UsageError(f"The output {given!r} cannot be written: {_reason(exc)}.", "Choose another place.") from exc
-    return Place(path, unique, format_of(path))
+        raise UsageError(f"The output {given!r} cannot be written: {reason(exc)}.", "Choose another place.") from exc
+    if extension and form not in ("PNG", "JPEG"):
+        from PIL import Image
 
-
-def format_of(path: Path) -> str:
-    """Pillow's name of the format that a file name's extension stands for, "" without one; raises UsageError."""
-    extension = path.suffix.lower()
-    name = FORMAT_BY_EXTENSION.get(extension, "")
-    if not extension or name in ("PNG", "JPEG"):
-        return name
-    from PIL import Image
-
-    name = name or Image.registered_extensions().get(extension, "")
-    try:
-        encode(Image.new("RGB", (16, 16)), name)  # not every format that is registered can be written
-    except Exception:
-        raise UsageError(f"The output's extension is {extension!r}.", "Use .jpeg, .png, .webp or none.") from None
-    return name
+        form = form or Image.registered_extensions().get(extension, "")
+        try:
+            encode(Image.new("RGB", (16, 16)), form)  # not every format that is registered can be written
+        except Exception:
+            raise UsageError(f"The output's extension is {extension!r}.", "Use .jpeg, .png, .webp or none.") from None
+    return Place(path, unique, form)
 
 
 @contextlib.contextmanager
 def partial_file(folder: Path) -> Iterator[tuple[Any, str]]:
     """A new hidden file in a folder as (stream, path), gone at the end unless it was renamed."""
     path = os.path.join(folder, f".image-gen-{os.urandom(8).hex()}.part")
-    with DISK, open(path, "xb") as stream:
+    with open(path, "xb") as stream:
         try:
             yield stream, path
             stream.close()
@@ -1224,16 +1200,13 @@ def store(data: bytes, path: Path, unique: bool) -> Path:
             return path
         for number in itertools.count(1):
             free = numbered(path, number)
-            try:
-                os.link(part, free)
-                return free
-            except FileExistsError:
-                continue
-            except OSError:  # a file system without hard links: an empty file holds the name until the rename
-                with contextlib.suppress(FileExistsError):
+            with contextlib.suppress(FileExistsError):
+                try:
+                    os.link(part, free)
+                except OSError:  # taken, or no hard links here: an empty file holds the name until the rename
                     open(free, "xb").close()
                     os.replace(part, free)
-                    return free
+                return free
     raise AssertionError("a number is always free")
 
 
@@ -1247,8 +1220,8 @@ def in_format(picture: Picture, name: str) -> Picture:
         return picture
     from PIL import Image
 
-    with decoding(picture.data) as opened:
-        image = standardise(opened)
+    with decoding(picture.data) as source:
+        image = standardise(source)
     if name == "JPEG" and image.mode == "RGBA":
         if image.getextrema()[3][0] < 255:
             log.warning("JPEG has no transparency: the picture is laid on white")
@@ -1261,9 +1234,9 @@ def keep_elsewhere(data: bytes) -> str | None:
     import tempfile
 
     extension = next((extensions[0] for name, _, _, extensions in FORMATS if name == sniff_format(data)), "")
-    for folder in (tempfile.gettempdir(), os.path.expanduser("~"), os.getcwd()):
+    for folder in (tempfile.gettempdir, lambda: os.path.expanduser("~"), os.getcwd):
         with contextlib.suppress(OSError):
-            return str(store(data, Path(folder, f"image-gen-kept-{int(time.time())}{extension}"), unique=True))
+            return str(store(data, Path(folder(), f"image-gen-kept-{int(time.time())}{extension}"), unique=True))
     return None
 
 
@@ -1272,24 +1245,30 @@ def save_all(pictures: Sequence[Picture], place: Place) -> list[tuple[Path, Pict
 
     raises: SaveError with the place where a picture is kept instead; ResponseError when one is too small to be real
     """
-    saved, kept, fault = [], [], ""
+    saved, kept, fault, link = [], [], "", None
     for number, picture in enumerate(pictures, 1):
         try:
             final = in_format(picture, place.format)
             path = place.path if place.unique else numbered(place.path, number)
             saved.append((store(final.data, path, place.unique), final))
         except (OSError, ValueError) as exc:
-            fault = _reason(exc)
-            kept.append(keep_elsewhere(picture.data) or "nowhere")
+            fault, link = reason(exc), link or picture.link
+            kept.append(keep_elsewhere(picture.data) or picture.link or "nowhere")
     if fault:
-        message = f"The image could not be stored at {place.path}: {fault}"
-        message += "".join(f"; saved: {path}" for path, _ in saved) + f"; kept: {' '.join(kept)}."
-        raise SaveError(message, "Move it from where it is kept.", saved_at=None if kept[0] == "nowhere" else kept[0])
-    for path, final in saved:
-        if os.stat(path).st_size <= MIN_IMAGE_BYTES:
-            message = f"The image has only {len(final.data)} bytes, too few to be real; it is kept at {path}."
-            raise ResponseError(message, saved_at=str(path))
+        told = "".join(f"; saved: {path}" for path, _ in saved)
+        hint = f"Move it from where it is kept: {' '.join(kept)}"
+        where = next(filter(os.path.exists, kept), None)
+        fault = f"The image could not be stored at {place.path}: {fault}{told}."
+        raise SaveError(fault, hint, saved_at=where, image_url=link)
+    for path, _ in saved:
+        if (size := os.stat(path).st_size) <= MIN_IMAGE_BYTES:
+            fault = f"The image has only {size} bytes, too few to be real; it is kept at {path}."
+            raise ResponseError(fault, saved_at=str(path))
     return saved
+
+
+def open_ledger(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o600)  # a pipe that nobody reads must not hang it
 
 
 def append_ledger(entry: Mapping[str, Any]) -> None:
@@ -1298,11 +1277,11 @@ def append_ledger(entry: Mapping[str, Any]) -> None:
     line = (json.dumps(entry) + "\n").encode("ascii")
     try:
         if ledger:
-            with open(ledger, "ab", buffering=0, opener=lambda name, how: os.open(name, how, 0o600)) as file:
+            with open(ledger, "ab", buffering=0, opener=open_ledger) as file:
                 if file.write(line) != len(line):
                     raise OSError("the disk is full")
     except (OSError, ValueError) as exc:
-        log.warning("the ledger %r could not be written: %s", ledger, _reason(exc))
+        log.warning("the ledger %r could not be written: %s", ledger, reason(exc))
 
 
 # --- Library ---
@@ -1316,120 +1295,126 @@ def generate_image(prompt: str, model: str = DEFAULT_MODEL, aspect_ratio: str | 
     options: api_key, base_url, and the other fields of `Args`: size, n, mask, params, timeout (s), attempts, proxy …
     raises: ImageGenError, a subclass for each kind of failure
     """
+    target = load_target(options.pop("api_key", None), options.pop("base_url", None))
     options.update(aspect_ratio=aspect_ratio, negative_prompt=negative_prompt, output=output_path)
-    return _library_call(True, prompt=prompt, model=model, reference_images=reference_images, **options).saved[0][0]
+    args = validate_args(Args(prompt, model, reference_images=reference_images, **options))
+    return run(args, target, save=True).saved[0][0]
 
 
 def generate_openai(prompt: str, model: str, size: str | None = DEFAULT_SIZE, n: int = 1,
                     ref_images: Sequence[PathLike] = (), api_key: str | None = None,
                     base_url: str | None = None, **options: Any) -> Generation:  # fmt: skip
     """Make pictures with an openai model, unsaved: `image, usage = generate_openai(…)`; see `generate_image`."""
-    options.update(size=size, n=n, family="openai", api_key=api_key, base_url=base_url)
-    return _library_call(False, prompt=prompt, model=model, reference_images=ref_images, **options)
+    args = Args(prompt, model, "openai", size=size, n=n, reference_images=ref_images, **options)
+    return run(validate_args(args), load_target(api_key, base_url), save=False)
 
 
 def generate_gemini(prompt: str, model: str = DEFAULT_MODEL, ref_images: Sequence[PathLike] = (),
                     api_key: str | None = None, base_url: str | None = None, **options: Any) -> Generation:  # fmt: skip
     """Make a picture with a gemini model, unsaved: `image, usage = generate_gemini(…)`; see `generate_image`."""
-    options.update(family="gemini", api_key=api_key, base_url=base_url)
-    return _library_call(False, prompt=prompt, model=model, reference_images=ref_images, **options)
+    args = Args(prompt, model, "gemini", reference_images=ref_images, **options)
+    return run(validate_args(args), load_target(api_key, base_url), save=False)
 
 
-def _library_call(save: bool, api_key: str | None = None, base_url: str | None = None, **fields: Any) -> Generation:
-    return run(validate_args(Args(**fields)), load_target(api_key, base_url), save)
+def prepare(args: Args) -> tuple[list[Reference], Reference | None]:
+    """The references and the mask as they are sent, once the packages are there."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    require_packages()
+    with ThreadPoolExecutor(2) as pool:  # more would only add to the memory that large pictures take
+        references = list(pool.map(maybe_resize, args.reference_images))
+    return references, fit_mask(args.mask, references)
 
 
 def run(args: Args, target: Target, save: bool) -> Generation:
     """The whole procedure for validated arguments; what got as far as calling is one line in the ledger."""
     require_packages()
     place = prove_writable(args.output, args.family) if save else None
-    references = prepare_references(args.reference_images)
-    mask = fit_mask(args.mask, references)
-    entry: dict[str, Any] = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "model": args.model,
-        "n": args.n,
-    }
-    started = time.monotonic()
+    references, mask = prepare(args)
+    started, price = time.monotonic(), find_model(args.model, args.family).price_cny
+    entry: dict[str, Any] = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    entry.update(model=redact(args.model, [target.key]), n=args.n, base_url=target.url)
     try:
-        generation = _call_with_retries(args, target, references, mask)
-        if place:
-            generation.saved = save_all(generation.pictures, place)
-        generation.elapsed_s = time.monotonic() - started
-        entry.update(ok=True, kind=None, billed="yes", paths=[str(path) for path, _ in generation.saved])
+        made = call_with_retries(args, target, references, mask)
+        made.saved = save_all(made.pictures, place) if place else []
+        made.elapsed_s = time.monotonic() - started
+        entry.update(ok=True, kind=None, billed="yes", paths=[str(path) for path, _ in made.saved])
     except Exception as exc:
         error = exc if isinstance(exc, ImageGenError) else InternalError(type(exc).__name__)
         entry.update(ok=False, kind=error.kind, billed=error.billed, paths=[])
         raise
     finally:
-        price = cost(args, args.n) if entry.get("billed") != "no" else 0
+        spent = 0 if entry.get("billed") == "no" else price and round(price * args.n, 4)
         elapsed_s = round(time.monotonic() - started, 3)
-        append_ledger({**entry, "base_url": target.url, "estimated_cost_cny": price, "elapsed_s": elapsed_s})
-    report(args, target, generation)
-    return generation
+        append_ledger({**entry, "estimated_cost_cny": spent, "elapsed_s": elapsed_s})
+    asked = re.fullmatch(r"(\d+)[x:](\d+)", args.aspect_ratio or args.size or "")
+    for path, picture in made.saved:
+        width, height = picture.size
+        log.info(
+            "saved %s: %dx%d, %d bytes, %.1f s, %s tokens, about %s CNY, key from %s, URL from %s", path, width, height,
+            len(picture.data), made.elapsed_s, "unknown" if made.tokens is None else made.tokens, price or "unknown",
+            target.key_source, target.url_source,
+        )  # fmt: skip
+        if asked and abs(width * int(asked[2]) / (height * int(asked[1])) - 1) > RATIO_TOLERANCE:
+            log.warning("%s is %dx%d, not the shape %s", path, width, height, asked[0])
+    return made
 
 
-def prepare_references(paths: Sequence[PathLike]) -> list[Reference]:
-    """Read all references, two at a time: more would only add to the memory that large pictures take."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(maybe_resize, paths))
-
-
-def _call_with_retries(args: Args, target: Target, references: list[Reference], mask: Reference | None) -> Generation:
+def call_with_retries(args: Args, target: Target, references: list[Reference], mask: Reference | None) -> Generation:
     """Only image-to-image is tried again, and only after errors that may pass by themselves: a POST is not idempotent,
     and the attempt that failed may have been billed. After a 524 or a read timeout the references get smaller."""
     attempts, edges, billed, salvage = args.attempts if references else 1, iter(REFERENCE_EDGES_PX[1:]), ["no"], b""
+    typical = find_model(args.model, args.family).typical
     for attempt in itertools.count(1):
-        waiting = (
-            f"{args.model}, typically {find_model(args.model, args.family).typical}, attempt {attempt} of {attempts}"
-        )
+        waiting = f"{args.model}, typically {typical}, attempt {attempt} of {attempts}"
         log.info("waiting for %s", waiting, extra={"waiting": waiting})
         try:
-            return _call_once(args, target, references, mask, attempt)
+            return call_once(args, target, references, mask, attempt)
         except ImageGenError as error:
             billed.append(error.billed)
             error.salvage = salvage = max(salvage, error.salvage, key=len)
             if attempt == attempts or not isinstance(error, (QuotaError, UnavailableError)) or not error.retryable:
                 error.billed = max(billed, key=("no", "maybe", "yes").index)
-                raise _sealed(error, target.key) from None  # the cause may quote the key
+                raise sealed(error, target.key) from None  # the cause may quote the key
             wait_s = max(RETRY_WAITS_S[min(attempt, len(RETRY_WAITS_S)) - 1], error.retry_after_s)
             spent = "was not billed" if error.billed == "no" else "may have been billed"
-            log.warning(
-                "%s That attempt %s; the next comes in %g s.", redact(error.message, [target.key]), spent, wait_s
-            )
+            fault = redact(error.message, [target.key])
+            log.warning("%s That attempt %s; the next comes in %g s.", fault, spent, wait_s)
             if error.status == 524 or error.timed_out:
                 edge = next(edges, REFERENCE_EDGES_PX[-1])
                 references = [shrink(r.data, edge)._replace(full_size=r.full_size) for r in references]
                 mask = fit_mask(args.mask, references)
-        time.sleep(wait_s)
+        STOP.wait(wait_s)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _call_once(
+def call_once(
     args: Args, target: Target, references: Sequence[Reference], mask: Reference | None, attempt: int
 ) -> Generation:
     deadline = time.monotonic() + args.timeout
     call = build_call(args, target.url, references, mask)
     answer = send(call, target, args, deadline)
-    log.info("the answer has arrived", extra={"paid": True})
+    log.info("the answer has arrived")
 
-    def fetch_link(link: str) -> bytes:
-        return fetch(redact(urljoin(target.url, link), [target.key]), args, deadline)
+    def absolute(link: str) -> str:
+        return str(redact(urljoin(target.url, link), [target.key]))
 
+    echoes = [reference.data for reference in references]
     try:
-        pictures, usage = read_answer(answer.body(), args, [reference.data for reference in references], fetch_link)
+        found, usage = read_answer(answer.received, args, echoes, lambda link: fetch(absolute(link), args, deadline))
     except ImageGenError as error:
         error.status = error.status or answer.status
         if not answer.fault or error.image_url:
             raise
-        message = f"The answer broke off after {len(answer.received)} bytes: {answer.fault}."
-        raise UnavailableError(message, timed_out=answer.late, salvage=error.salvage) from None
+        if STOP.is_set():
+            raise Interrupted("Interrupted.", salvage=error.salvage) from None
+        fault = f"The answer broke off after {len(answer.received)} bytes: {answer.fault}."
+        raise UnavailableError(fault, timed_out=answer.late, salvage=error.salvage) from None
+    pictures = [picture._replace(link=picture.link and absolute(picture.link)) for picture in found]
     return Generation(pictures, redact(usage, [target.key]), call.url[len(target.url) :], attempt)
 
 
-def _sealed(error: ImageGenError, key: str) -> ImageGenError:
+def sealed(error: ImageGenError, key: str) -> ImageGenError:
     """An error fit for the caller's eyes, with what had arrived of a paid picture on disk."""
     if error.salvage:
         error.saved_at = keep_elsewhere(error.salvage)
@@ -1438,30 +1423,6 @@ def _sealed(error: ImageGenError, key: str) -> ImageGenError:
         setattr(error, name, redact(getattr(error, name), [key]))
     error.args = (error.message, error.hint)
     return error
-
-
-def cost(args: Args, images: int) -> float | None:
-    price = find_model(args.model, args.family).price_cny
-    return None if price is None else round(price * images, 4)
-
-
-def report(args: Args, target: Target, generation: Generation) -> None:
-    """The log line after saving, and a warning for a picture of another shape than asked for."""
-    asked = re.fullmatch(r"(\d+)[x:](\d+)", args.aspect_ratio or args.size or "")
-    for path, picture in generation.saved:
-        width, height = picture.size
-        tokens, price = total_tokens(generation.usage), cost(args, 1)
-        log.info(
-            "saved %s: %dx%d, %d bytes, %.1f s, %s tokens, about %s CNY, key from %s, URL from %s",
-            path, width, height, len(picture.data), generation.elapsed_s, "?" if tokens is None else tokens,
-            "?" if price is None else price, target.key_source, target.url_source,
-        )  # fmt: skip
-        if asked and abs(width * int(asked[2]) / (height * int(asked[1])) - 1) > RATIO_TOLERANCE:
-            log.warning("%s is %dx%d, not the shape %s", path, width, height, asked[0])
-
-
-def total_tokens(usage: Mapping[str, Any]) -> Any:
-    return usage.get("total_tokens", usage.get("totalTokenCount"))
 
 
 def require_packages() -> None:
@@ -1479,20 +1440,35 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message[:1].upper() + message[1:] + ".", "See --help.")
 
 
+def number(text: str) -> Any:
+    """A number, or the text itself, for validation to name."""
+    return int(text) if re.fullmatch(r"-?\d{1,9}", text, re.A) else float(text) if "." in text else text
+
+
+def read_prompt(path: str) -> str:
+    try:
+        with sys.stdin.buffer if path == "-" else open(os.path.expanduser(path), "rb") as file:
+            return file.read(8 * MAX_PROMPT_CHARS).decode("utf-8-sig").rstrip("\r\n")
+    except (OSError, ValueError, AttributeError) as exc:
+        raise UsageError(f"The prompt file {path!r} cannot be read: {reason(exc)}.", "Give a UTF-8 text.") from None
+
+
 def build_parser() -> Parser:
     rows = [(0, "saved", "yes", "the image is on disk"), *EXIT_CODES]
     codes = "\n".join(f"  {code:>3}  {kind:<12} {billed:<6} {when}" for code, kind, billed, when in rows)
-    parser = Parser(
-        prog="generate.py", description="Turn a prompt, and optional reference pictures, into a picture file.",
-        epilog=f"exit codes, kind, billed (was money spent?):\n{codes}",
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
-    flag = parser.add_argument
-    prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument(
-        "--prompt", metavar="TEXT", help=f"what the picture shows, at most {MAX_PROMPT_CHARS} characters"
+    parser = Parser("generate.py", description="Turn a prompt, and optional reference pictures, into a picture file.",
+                    epilog=f"exit codes, kind, billed (was money spent?):\n{codes}", allow_abbrev=False,
+                    formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=110))  # fmt: skip
+    prompt, flag = parser.add_mutually_exclusive_group().add_argument, parser.add_argument
+    several: Any = {"action": "append", "default": []}
+    prompt("--prompt", metavar="TEXT", help=f"what the picture shows, at most {MAX_PROMPT_CHARS} characters")
+    prompt(
+        "--prompt-file",
+        metavar="PATH",
+        dest="prompt",
+        type=read_prompt,
+        help="read the prompt from a UTF-8 file, - for standard input",
     )
-    prompt.add_argument("--prompt-file", metavar="PATH", help="read the prompt from a UTF-8 file, - for standard input")
     flag("--model", metavar="NAME", default=DEFAULT_MODEL, help="default: %(default)s; its name decides the family")
     flag("--family", choices=("openai", "gemini"), help="only for a model name that cannot be placed")
     flag("--aspect-ratio", metavar="R", help=" ".join(OPENAI_SIZE_BY_RATIO))
@@ -1500,54 +1476,26 @@ def build_parser() -> Parser:
         "--size", metavar="WxH", help=f"openai; wins over --aspect-ratio; default: from the ratio, else {DEFAULT_SIZE}"
     )
     flag("--negative-prompt", metavar="TEXT", help="what to avoid; appended to the prompt")
-    flag("--n", metavar="N", type=_whole, default=1, help="openai: how many images, 1 to 10, all saved")
-    flag(
-        "--reference-image", metavar="PATH", action="append", default=[], help="repeatable; gemini at most 9, openai 16"
-    )
+    flag("--n", metavar="N", type=number, default=1, help="openai: how many images, 1 to 10, all saved")
+    flag("--reference-image", metavar="PATH", **several, help="repeatable; gemini at most 9, openai 16")
     flag("--mask", metavar="PATH", help="openai: PNG with alpha, of the first reference's pixel size")
-    flag(
-        "--param",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="repeatable; extra request field, JSON or text",
-    )
+    flag("--param", metavar="KEY=VALUE", **several, help="repeatable; extra request field, JSON or text")
     flag("--output", metavar="PATH", help="file or folder; default: ./output-<time>.png (openai) or .jpeg (gemini)")
-    flag(
-        "--timeout",
-        metavar="SECONDS",
-        type=_seconds,
-        default=TIMEOUT_S,
-        help="for one attempt in all; default: %(default)g",
-    )
-    flag("--attempts", metavar="N", type=_whole, default=3, help="image-to-image only, 1 to 5; default: %(default)s")
+    flag("--timeout", metavar="SECONDS", type=number, default=TIMEOUT_S, help="for one attempt; default: %(default)g")
+    flag("--attempts", metavar="N", type=number, default=3, help="image-to-image only, 1 to 5; default: %(default)s")
     flag("--proxy", metavar="URL", help="the only way to a proxy: the environment's proxy variables are ignored")
     flag("--json", action="store_true", help="exactly one JSON object on standard output, success or failure")
     flag("--dry-run", action="store_true", help="check everything and show the request, send nothing")
-    flag(
-        "--check",
-        action="store_true",
-        help="show key, URL, versions, and ask the gateway whether it takes the key; free",
-    )
+    flag("--check", action="store_true", help="show key, URL and versions, ask whether the key is accepted; free")
     flag("--list-models", action="store_true", help="show the catalogue; needs no key")
     flag("--quiet", action="store_true", help="only warnings and errors on standard error")
     flag("--version", action="version", version=f"generate.py {VERSION}")
     return parser
 
 
-def _whole(text: str) -> Any:
-    """A whole number, or the text itself, for validation to name."""
-    return int(text) if re.fullmatch(r"-?\d{1,9}", text, re.A) else text
-
-
-def _seconds(text: str) -> Any:
-    return float(text) if re.fullmatch(r"\d*\.?\d+(e\d)?", text, re.A) else text
-
-
 def read_args(options: argparse.Namespace) -> Args:
+    """The arguments that a command line amounts to, validated."""
     fields = {name: getattr(options, name) for name in Args._fields if hasattr(options, name)}
-    if options.prompt_file is not None:
-        fields["prompt"] = _read_prompt(options.prompt_file)
     if fields["prompt"] is None:
         raise UsageError("There is no prompt.", "Add --prompt or --prompt-file.")
     params: dict[str, Any] = {}
@@ -1556,34 +1504,22 @@ def read_args(options: argparse.Namespace) -> Args:
         if not name or not equals:
             raise UsageError(f"The parameter {text!r} is not KEY=VALUE.", "Write it like --param quality=high.")
         params[name] = value
-        with contextlib.suppress(ValueError):
-            params[name] = json.loads(value, parse_constant=_no_json)
+        with contextlib.suppress(ValueError):  # no JSON is text, and NaN, which Python takes for JSON, too
+            json.dumps(tree := json.loads(value), allow_nan=False)
+            params[name] = tree
     return validate_args(Args(**{**fields, "params": params, "reference_images": options.reference_image}))
-
-
-def _no_json(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is Python, not JSON")
-
-
-def _read_prompt(path: str) -> str:
-    try:
-        file = sys.stdin.buffer if path == "-" else open(os.path.expanduser(path), "rb")
-        with file:
-            return file.read(8 * MAX_PROMPT_CHARS).decode("utf-8-sig").rstrip("\r\n")
-    except (OSError, ValueError, AttributeError) as exc:
-        raise UsageError(f"The prompt file {path!r} cannot be read: {_reason(exc)}.", "Give a UTF-8 text.") from None
 
 
 def act_generate(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     target, args = load_target(), read_args(options)
     made = run(args, target, save=True)
     path, first = made.saved[0]
-    paths = [str(path) for path, _ in made.saved]
+    paths, price = [str(path) for path, _ in made.saved], find_model(args.model, args.family).price_cny
     return {
         "path": str(path), "paths": paths, "model": args.model, "family": args.family, "endpoint": made.endpoint,
         "format": first.format, "width": first.size[0], "height": first.size[1], "bytes": len(first.data),
         "elapsed_s": round(made.elapsed_s, 2), "attempts": made.attempts, "usage": made.usage,
-        "total_tokens": total_tokens(made.usage), "estimated_cost_cny": cost(args, len(made.images)),
+        "total_tokens": made.tokens, "estimated_cost_cny": price and round(price * len(paths), 4),
         "base_url": target.url, "key_source": target.key_source, "url_source": target.url_source,
     }, paths  # fmt: skip
 
@@ -1592,27 +1528,19 @@ def act_dry_run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]
     target, args = load_target(), read_args(options)
     require_packages()
     prove_writable(args.output, args.family)
-    references = prepare_references(args.reference_images)
-    mask = fit_mask(args.mask, references)
-    call = build_call(args, target.url, references, mask)
-    facts: dict[str, Any] = {
-        "method": "POST",
-        "url": call.url,
-        "headers": {"Authorization": f"Bearer {mask_key(target.key)}"},
-    }
+    call = build_call(args, target.url, *prepare(args))
+    facts: dict[str, Any] = {"method": "POST", "url": call.url}
+    facts["headers"] = {"Authorization": f"Bearer {mask_key(target.key)}"}
     facts["fields" if call.files else "json"] = show_pictures(call.body, repr)
     if call.files:
-        facts["files"] = [
-            {"name": field, "filename": name, "content": repr(image)} for field, name, image in call.files
-        ]
+        facts["files"] = [{"name": field, "filename": name, "content": repr(r)} for field, name, r in call.files]
     return facts, [json.dumps(facts, indent=2, ensure_ascii=False)]
 
 
 def act_list_models(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     rows = [["model", "family", "CNY/image", "references", "typical", "sizes"]]
-    rows += [
-        [m.name, m.family, f"{m.price_cny:.2f}", f"{m.max_references}", m.typical, m.sizes or "-"] for m in CATALOGUE
-    ]
+    for m in CATALOGUE:
+        rows.append([m.name, m.family, f"{m.price_cny:.2f}", str(m.max_references), m.typical, m.sizes or "-"])
     return {"models": [model._asdict() for model in CATALOGUE]}, aligned(rows)
 
 
@@ -1623,18 +1551,15 @@ def act_check(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     import PIL
     import requests
 
-    facts: dict[str, Any] = {"key": mask_key(target.key), "key_source": target.key_source, "base_url": target.url}
-    facts.update(url_source=target.url_source, version=VERSION, python=sys.version.split()[0])
-    facts.update(requests=requests.__version__, pillow=PIL.__version__, accepted=None, models=None)
-    args = Args("", timeout=options.timeout, proxy=options.proxy)
+    facts: dict[str, Any] = {
+        "key": mask_key(target.key), "key_source": target.key_source, "base_url": target.url,
+        "url_source": target.url_source, "version": VERSION, "python": sys.version.split()[0],
+        "requests": requests.__version__, "pillow": PIL.__version__, "accepted": None, "models": None,
+    }  # fmt: skip
+    args, call = Args("", timeout=options.timeout, proxy=options.proxy), Call(target.url + "/models", None, ())
     try:
-        answer = send(
-            Call(target.url + "/models", None, ()),
-            target,
-            args,
-            time.monotonic() + min(args.timeout, CONNECT_TIMEOUT_S),
-        )
-        tree = parse_body(answer.body())
+        answer = send(call, target, args, time.monotonic() + min(args.timeout, CONNECT_TIMEOUT_S))
+        tree = parse_body(answer.received)
         if not isinstance(tree, dict):
             classify_response_error("", tree)
         facts.update(accepted=True, models=len(tree.get("data") or []))
@@ -1648,32 +1573,31 @@ ACTIONS = {"list_models": act_list_models, "check": act_check, "dry_run": act_dr
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 class Console(logging.Handler):
     """Standard error: a line for each message and, on a terminal, a live line while the gateway works."""
 
     def __init__(self, quiet: bool) -> None:
-        super().__init__(logging.WARNING if quiet else logging.INFO)
-        self.keys = [key for row in CONFIG_ROWS if (key := _read_key(row[0]))]
-        for name in KEY_FILES:
+        super().__init__()
+        self.quiet, self.keys, self.warnings = quiet, list[str](), list[str]()
+        self.waiting, self.since = "", 0.0
+
+    def learn_keys(self) -> None:
+        """Read all keys there are, to be able to blot them out."""
+        for source in [*dict(CONFIG_ROWS), *KEY_FILES]:
             with contextlib.suppress(ConfigError):
-                self.keys += filter(None, [_read_key(name)])
-        self.warnings: list[str] = []
-        self.paid, self.waiting, self.since = False, "", 0.0
+                self.keys += filter(None, [read_key(source)])
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.paid = getattr(record, "paid", self.paid)
-        text = redact(record.getMessage(), self.keys)
+        text, waiting = redact(record.getMessage(), self.keys), getattr(record, "waiting", "")
         if record.levelno >= logging.WARNING:
             self.warnings.append(text)
-            text = f"warning: {text}"
-        self.settle()
-        waiting = getattr(record, "waiting", "")
-        if waiting and sys.stderr and sys.stderr.isatty():
+            self.say(f"warning: {text}")
+        elif waiting and not self.quiet and sys.stderr and sys.stderr.isatty():
             self.waiting, self.since = waiting, time.monotonic()
-        else:
+        elif not self.quiet:
             self.say(text)
 
     def say(self, text: str) -> None:
@@ -1681,33 +1605,29 @@ class Console(logging.Handler):
 
     def paint(self) -> None:
         """Draw the live line anew."""
-        if waiting := self.waiting:
-            elapsed_s = time.monotonic() - self.since
-            line = f"[image-gen] {'|/-'[int(elapsed_s * 10) % 3]} {elapsed_s:3.0f} s  {waiting}"
-            self.write(f"\r\x1b[K{line[: os.get_terminal_size(sys.stderr.fileno()).columns - 1]}")
-
-    def settle(self) -> None:
-        """Wipe the live line away."""
         if self.waiting:
-            self.waiting = ""
-            self.write("\r\x1b[K")
+            elapsed_s = time.monotonic() - self.since
+            line = f"[image-gen] {'|/-'[int(elapsed_s * 10) % 3]} {elapsed_s:3.0f} s  {self.waiting}"
+            self.write(line[: os.get_terminal_size(sys.stderr.fileno()).columns - 1], self.waiting)
 
-    def write(self, text: str) -> None:
+    def write(self, text: str, waiting: str = "") -> None:
+        """Text in place of the live line, if there is one; it stays the live line when something is waited for."""
         with contextlib.suppress(OSError, ValueError):  # a closed or broken stderr is no reason to lose a picture
             if sys.stderr:
-                sys.stderr.write(text)
+                sys.stderr.write("\r\x1b[K" * bool(self.waiting) + text)
                 sys.stderr.flush()
+        self.waiting = waiting
 
 
 def print_out(text: str) -> None:
     """Text to standard output, a path in the file system's own bytes whatever the console's encoding."""
     with contextlib.suppress(
         OSError, ValueError, AttributeError
-    ):  # closed, or broken: the picture is there all the same
+    ):  # closed or broken: the picture is there all the same
         if os.name == "posix" and hasattr(sys.stdout, "buffer"):
             sys.stdout.flush()
             sys.stdout.buffer.write(os.fsencode(text + "\n"))
-        elif sys.stdout:
+        else:
             sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
@@ -1715,14 +1635,13 @@ def print_out(text: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    console = Console("--quiet" in argv)
-    level = log.level
-    log.addHandler(console)
-    log.setLevel(logging.INFO)
-    error: ImageGenError | None = None
-    facts: dict[str, Any] = {}
-    lines: list[str] = []
+    console, level, error = Console("--quiet" in argv), log.level, None
+    facts, lines = dict[str, Any](), list[str]()
+    STOP.clear()
     try:
+        console.learn_keys()
+        log.addHandler(console)
+        log.setLevel(logging.INFO)
         options = build_parser().parse_args(argv)
         action = next((act for name, act in ACTIONS.items() if getattr(options, name)), act_generate)
         facts, lines = supervise(lambda: action(options), console)
@@ -1738,13 +1657,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.say(redact(traceback.format_exc(), console.keys))
         error = InternalError(f"Internal error {type(exc).__name__}: {exc}.", "Report it with the lines above.")
     finally:
-        console.settle()
+        ignore_interrupts()
         log.removeHandler(console)
         log.setLevel(level)
     if error and error.hint == ONBOARDING:
         console.write(ONBOARDING + "\n")
-    elif error:
-        console.say(redact(f"error: {error.message}\n{error.hint}".strip(), console.keys))
+    else:
+        console.say(redact(f"error: {error.message}\n{error.hint}".strip(), console.keys) if error else "")
     if "--json" in argv:
         outcome: dict[str, Any] = {"ok": False, "error": error.as_json()} if error else {"ok": True, **facts}
         lines = [json.dumps(redact({**outcome, "warnings": console.warnings}, console.keys))]
@@ -1754,33 +1673,43 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def supervise(work: Callable[[], Any], console: Console) -> Any:
-    """Do the work on a thread of its own, which no signal reaches, and paint, and wait for interrupts, on this one.
-
-    Before the answer an interrupt ends the work at once; a picture that is paid for gets the time to reach the disk.
-    """
+    """Do the work on a thread of its own, which no signal reaches; on this one, paint and wait for interrupts."""
     outcome: list[Any] = []
+    finished = threading.Event()
 
     def job() -> None:
         try:
             outcome.append((work(), None))
         except BaseException as exc:
             outcome.append((None, exc))
+        finished.set()
 
-    thread = threading.Thread(target=job, daemon=True)
-    thread.start()
+    threading.Thread(target=job, daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(POLL_S)
+        while not finished.wait(POLL_S):
             console.paint()
+        ignore_interrupts()
     except KeyboardInterrupt:
-        thread.join(INTERRUPT_GRACE_S if console.paid else 0)
-        if not outcome:
-            DISK.acquire(timeout=INTERRUPT_GRACE_S)  # and never let go: no file is begun any more
+        STOP.set()
+        if not finished.wait(INTERRUPT_GRACE_S):
             raise
     result, exc = outcome[0]
     if exc:
         raise exc
     return result
+
+
+def interrupt(number: int, frame: Any) -> None:
+    """Raise KeyboardInterrupt on the main thread, once: a second signal must not disturb the tidying up."""
+    ignore_interrupts()
+    raise KeyboardInterrupt
+
+
+def ignore_interrupts() -> None:
+    """The outcome stands; a library's caller keeps its own handlers."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is interrupt:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def own_the_process() -> None:
@@ -1798,17 +1727,13 @@ def own_the_process() -> None:
 
             raise SystemExit(subprocess.call([str(python), *sys.argv]))
         os.execv(python, [str(python), *sys.argv])
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, interrupt)
-
-
-def interrupt(number: int, frame: Any) -> None:
-    """Raise KeyboardInterrupt on the main thread, once: a second signal must not disturb the tidying up."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
     own_the_process()
-    raise SystemExit(main())
+    exit_code = main()
+    if exit_code == Interrupted.exit_code:
+        os._exit(exit_code)  # and not wait for what still unwinds
+    raise SystemExit(exit_code)

@@ -1122,6 +1122,7 @@ def start_over(argv: Sequence[str]) -> int:
     if os.name == "nt":
         return subprocess.call(command)
     os.execv(command[0], command)
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ import random
 import struct
 import zipfile
 import zlib
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any, Callable, Iterable, NamedTuple
 
 from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageOps, features
@@ -34,7 +34,7 @@ def _quadrants(mode: str, colours: Iterable[Iterable[int]], size: tuple[int, int
     return Image.frombytes(mode, (2, 2), pixels).resize(size, Image.Resampling.NEAREST)
 
 
-@lru_cache(maxsize=None)
+@cache
 def motif(size: tuple[int, int] = SMALL, mode: str = "RGB") -> Image.Image:
     """The motif; shared, so treat it as read-only."""
     image = _quadrants("RGB", MOTIF, size)
@@ -393,7 +393,7 @@ class Trap(NamedTuple):
         return _made(self.make)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _made(make: Callable[[], bytes]) -> bytes:
     return make()
 

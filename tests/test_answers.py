@@ -117,7 +117,9 @@ def php(tree: Any) -> bytes:
 CHAT: dict[str, SCRIPTED] = {
     # new-api and its relatives
     "markdown": lambda s: chat(f"Here you go\n{markdown(data_url(FINAL))}"),
-    "markdown: a draft first": lambda s: chat(f"Sketch:\n{markdown(data_url(DRAFT))}\nFinal:\n{markdown(data_url(FINAL))}"),
+    "markdown: a draft first": lambda s: chat(
+        f"Sketch:\n{markdown(data_url(DRAFT))}\nFinal:\n{markdown(data_url(FINAL))}"
+    ),
     "markdown: three drafts": lambda s: chat(markdown(*map(data_url, (DRAFT, OTHER_DRAFT, THIRD, FINAL)))),
     "markdown: link": lambda s: chat(f"Here you go\n{markdown(s.link(FINAL))}"),
     "markdown: drafts as links": lambda s: chat(markdown(s.link(DRAFT), s.link(OTHER_DRAFT), s.link(FINAL))),
@@ -127,7 +129,9 @@ CHAT: dict[str, SCRIPTED] = {
     "markdown: link that only downloads": lambda s: chat(f"[Download image]({s.link(FINAL)})"),
     "markdown: picture that links to itself": lambda s: chat(f"[![image]({s.link(FINAL)})]({s.link(FINAL)})"),
     "markdown: link by number": lambda s: chat(f"![image][1]\n\n[1]: {s.link(FINAL)}"),
-    "markdown: progress before it": lambda s: chat(f"> queued 0%\n> drawing 50%\n> done 100%\n\n{markdown(s.link(FINAL))}"),
+    "markdown: progress before it": lambda s: chat(
+        f"> queued 0%\n> drawing 50%\n> done 100%\n\n{markdown(s.link(FINAL))}"
+    ),
     "markdown: brackets in the label": lambda s: chat(f"![a [red] apple (ripe)]({data_url(FINAL)})"),
     "markdown: in a code fence": lambda s: chat(f"```\n{data_url(FINAL)}\n```"),
     # LiteLLM, OpenRouter, Vercel
@@ -150,7 +154,9 @@ CHAT: dict[str, SCRIPTED] = {
     "parts: link": lambda s: chat([image_url(s.link(FINAL))]),
     "parts: image": lambda s: chat([{"type": "image", "image": data_url(FINAL)}]),
     "parts: source": lambda s: chat([{"type": "image", "source": {"media_type": "image/png", "data": b64(FINAL)}}]),
-    "parts: inline_data": lambda s: chat("", multi_mod_content=[{"inline_data": {"mime_type": "image/png", "data": b64(FINAL)}}]),
+    "parts: inline_data": lambda s: chat(
+        "", multi_mod_content=[{"inline_data": {"mime_type": "image/png", "data": b64(FINAL)}}]
+    ),
     "parts: Google's in a chat": lambda s: chat("", parts=[{"text": "hi"}, inline(FINAL)]),
     # the text is something else
     "text: a bare data URL": lambda s: chat(data_url(FINAL)),
@@ -171,11 +177,15 @@ CHAT: dict[str, SCRIPTED] = {
     "text: no scheme": lambda s: chat(markdown(s.link(FINAL)[len("http:") :])),
     "tool call": lambda s: chat(None, tool_calls=[{"function": {"arguments": dumped({"url": s.link(FINAL)})}}]),
     # thinking
-    "thoughts: a draft in the reasoning": lambda s: chat(markdown(data_url(FINAL)), reasoning_content=markdown(data_url(DRAFT))),
+    "thoughts: a draft in the reasoning": lambda s: chat(
+        markdown(data_url(FINAL)), reasoning_content=markdown(data_url(DRAFT))
+    ),
     "thoughts: the reasoning comes last": lambda s: chat(
         markdown(s.link(FINAL)), reasoning_details=[{"type": "image", "data": b64(DRAFT)}]
     ),
-    "thoughts: signatures": lambda s: chat(markdown(data_url(FINAL)), thought_signatures=[b64(zlib.compress(THUMB * 9))]),
+    "thoughts: signatures": lambda s: chat(
+        markdown(data_url(FINAL)), thought_signatures=[b64(zlib.compress(THUMB * 9))]
+    ),
     # Google's own shape
     "native": lambda s: native({"text": "Here you go."}, inline(FINAL)),
     "native: drafts": lambda s: native(inline(DRAFT), inline(OTHER_DRAFT), inline(FINAL)),
@@ -194,9 +204,9 @@ CHAT: dict[str, SCRIPTED] = {
     "stream: drafts": lambda s: stream(delta(markdown(data_url(DRAFT))), delta(markdown(data_url(FINAL)))),
     "stream: images": lambda s: stream(delta("hi"), delta("", images=[image_url(data_url(FINAL))])),
     "stream: keep-alive": lambda s: stream(delta(markdown(s.link(FINAL))), head=": PROCESSING\n\n: PROCESSING\n\n"),
-    "stream: event names, CRLF": lambda s: stream(delta(markdown(data_url(FINAL))), head="event: message\nid: 1\n").replace(
-        b"\n", b"\r\n"
-    ),
+    "stream: event names, CRLF": lambda s: stream(
+        delta(markdown(data_url(FINAL))), head="event: message\nid: 1\n"
+    ).replace(b"\n", b"\r\n"),
     "stream: Google's": lambda s: stream(native({"text": "…"}), native(inline(DRAFT)), native(inline(FINAL))),
     "stream: one picture in many events": lambda s: stream(
         *(delta(piece) for piece in lines(f"Here: {markdown(data_url(FINAL))}", 1000, "\0").split("\0"))
@@ -215,10 +225,15 @@ CHAT: dict[str, SCRIPTED] = {
         f"I cannot draw real people, so here is a lookalike:\n{markdown(data_url(FINAL))}"
     ),
     "an avatar beside the picture": lambda s: chat(
-        f"![avatar]({s.link(THUMB, 'avatar.png')})\n{markdown(s.link(FINAL))}", author={"avatar_url": s.link(THUMB, "me.png")}
+        f"![avatar]({s.link(THUMB, 'avatar.png')})\n{markdown(s.link(FINAL))}",
+        author={"avatar_url": s.link(THUMB, "me.png")},
     ),
-    "the reference beside the picture": lambda s: chat(f"From {markdown(data_url(REFERENCE))} to {markdown(data_url(FINAL))}"),
-    "the reference after the picture": lambda s: chat(f"{markdown(data_url(FINAL))} from {markdown(data_url(REFERENCE))}"),
+    "the reference beside the picture": lambda s: chat(
+        f"From {markdown(data_url(REFERENCE))} to {markdown(data_url(FINAL))}"
+    ),
+    "the reference after the picture": lambda s: chat(
+        f"{markdown(data_url(FINAL))} from {markdown(data_url(REFERENCE))}"
+    ),
 }
 
 IMAGES: dict[str, SCRIPTED] = {
@@ -226,7 +241,9 @@ IMAGES: dict[str, SCRIPTED] = {
     "b64_json": lambda s: listing({"b64_json": b64(FINAL)}, output_format="png"),
     "b64_json: no usage": lambda s: {"created": 1, "data": [{"b64_json": b64(FINAL)}]},
     "b64_json: a lying format": lambda s: listing({"b64_json": b64(FINAL)}, output_format="webp"),
-    "url, empty b64_json": lambda s: listing({"url": s.link(FINAL) + "?Signature=a%2Fb", "b64_json": "", "revised_prompt": ""}),
+    "url, empty b64_json": lambda s: listing(
+        {"url": s.link(FINAL) + "?Signature=a%2Fb", "b64_json": "", "revised_prompt": ""}
+    ),
     "url, null b64_json": lambda s: listing({"url": s.link(FINAL), "b64_json": None}),
     "url, b64_json missing": lambda s: listing({"url": s.link(FINAL)}),
     "b64_json, empty url": lambda s: listing({"url": "", "b64_json": b64(FINAL)}),
@@ -237,27 +254,41 @@ IMAGES: dict[str, SCRIPTED] = {
     "no scheme": lambda s: listing({"url": s.link(FINAL)[len("http:") :]}),
     "scheme in capitals": lambda s: listing({"url": "HTTP" + s.link(FINAL)[len("http") :]}),
     "link between blanks": lambda s: listing({"url": f"  {s.link(FINAL)}\n"}),
-    "link with letters beyond ASCII": lambda s: listing({"url": s.link(FINAL, quote("苹果.png")).replace(quote("苹果"), "苹果")}),
+    "link with letters beyond ASCII": lambda s: listing(
+        {"url": s.link(FINAL, quote("苹果.png")).replace(quote("苹果"), "苹果")}
+    ),
     # both, and one of them is no good
     "both": lambda s: listing({"url": s.link(FINAL), "b64_json": b64(FINAL)}),
     "both: the link is dead": lambda s: listing({"url": s.origin + "/media/gone.png", "b64_json": b64(FINAL)}),
     "both: the base64 is cut off": lambda s: listing({"b64_json": b64(FINAL)[:3000], "url": s.link(FINAL)}),
     "both: the base64 is something else": lambda s: listing({"b64_json": b64(PDF), "url": s.link(FINAL)}),
     "both: the base64 says so": lambda s: listing({"b64_json": "see url", "url": s.link(FINAL)}),
-    "both: the link is a page": lambda s: listing({"url": s.gateway.publish("x.png", HTML.encode()), "b64_json": b64(FINAL)}),
+    "both: the link is a page": lambda s: listing(
+        {"url": s.gateway.publish("x.png", HTML.encode()), "b64_json": b64(FINAL)}
+    ),
     # thumbnails
     "thumbnail after it": lambda s: listing({"url": s.link(FINAL), "thumbnail_url": s.link(THUMB)}),
     "thumbnail before it": lambda s: listing({"thumbnail_url": s.link(THUMB), "url": s.link(FINAL)}),
     "thumbnail in base64": lambda s: listing({"thumb": b64(THUMB), "url": s.link(FINAL)}),
-    "sizes": lambda s: listing({"urls": {"thumb": s.link(THUMB), "small_preview": s.link(DRAFT), "full": s.link(FINAL)}}),
+    "sizes": lambda s: listing(
+        {"urls": {"thumb": s.link(THUMB), "small_preview": s.link(DRAFT), "full": s.link(FINAL)}}
+    ),
     "a preview beside the list": lambda s: {"preview": s.link(THUMB), **listing({"b64_json": b64(FINAL)})},
-    "thumbnail object": lambda s: {"images": [{"thumbnail": {"url": s.link(THUMB)}, "original": {"url": s.link(FINAL)}}]},
+    "thumbnail object": lambda s: {
+        "images": [{"thumbnail": {"url": s.link(THUMB)}, "original": {"url": s.link(FINAL)}}]
+    },
     # other words
-    "images": lambda s: {"images": [{"url": s.link(FINAL), "width": 80, "content_type": "image/png"}], "prompt": "a cup"},
+    "images": lambda s: {
+        "images": [{"url": s.link(FINAL), "width": 80, "content_type": "image/png"}],
+        "prompt": "a cup",
+    },
     "images: texts": lambda s: {"images": [b64(FINAL)], "parameters": {}, "info": '{"seed": 1}'},
     "images and data": lambda s: {"images": [{"url": s.link(FINAL)}], "data": [{"url": s.link(FINAL)}], "seed": 1},
     "image": lambda s: {"image": b64(FINAL), "finish_reason": "SUCCESS", "seed": 4},
-    "image_base64": lambda s: {"data": {"image_base64": [b64(FINAL)]}, "base_resp": {"status_code": 0, "status_msg": "success"}},
+    "image_base64": lambda s: {
+        "data": {"image_base64": [b64(FINAL)]},
+        "base_resp": {"status_code": 0, "status_msg": "success"},
+    },
     "image_urls": lambda s: {"data": {"image_urls": [s.link(FINAL)]}, "metadata": {"success_count": "1"}},
     "artifacts": lambda s: {"artifacts": [{"base64": b64(FINAL), "seed": 4, "finishReason": "SUCCESS"}]},
     "predictions": lambda s: {"predictions": [{"mimeType": "image/png", "bytesBase64Encoded": b64(FINAL)}]},
@@ -279,7 +310,9 @@ IMAGES: dict[str, SCRIPTED] = {
         "output": [s.link(FINAL)],
         "status": "succeeded",
     },
-    "output: results": lambda s: {"output": {"task_id": "7f", "task_status": "SUCCEEDED", "results": [{"url": s.link(FINAL)}]}},
+    "output: results": lambda s: {
+        "output": {"task_id": "7f", "task_status": "SUCCEEDED", "results": [{"url": s.link(FINAL)}]}
+    },
     "output: a chat": lambda s: {"output": {"choices": [choice(message={"content": [{"image": s.link(FINAL)}]})]}},
     "Response.ResultImage": lambda s: {"Response": {"ResultImage": b64(FINAL), "RequestId": "7f"}},
     "a made-up word": lambda s: {"bild": b64(FINAL)},
@@ -301,10 +334,16 @@ IMAGES: dict[str, SCRIPTED] = {
     "a link in the revised prompt": lambda s: listing(
         {"b64_json": b64(FINAL), "revised_prompt": f"an apple as in {s.link(DRAFT)} or ![this]({s.link(THIRD)})"}
     ),
-    "the request echoed before it": lambda s: {"input": {"image": b64(DRAFT), "image_url": s.link(THIRD)}, **listing({"b64_json": b64(FINAL)})},
+    "the request echoed before it": lambda s: {
+        "input": {"image": b64(DRAFT), "image_url": s.link(THIRD)},
+        **listing({"b64_json": b64(FINAL)}),
+    },
     "documentation before it": lambda s: {"documentation_url": s.origin + "/docs", **listing({"b64_json": b64(FINAL)})},
     "a status link before it": lambda s: {"status_url": s.origin + "/status/7f", **listing({"b64_json": b64(FINAL)})},
-    "a link to itself before it": lambda s: {"links": {"self": s.origin + "/v1/images/7f"}, **listing({"url": s.link(FINAL)})},
+    "a link to itself before it": lambda s: {
+        "links": {"self": s.origin + "/v1/images/7f"},
+        **listing({"url": s.link(FINAL)}),
+    },
     "a watermark logo": lambda s: {"logo": s.link(THUMB, "logo.png"), **listing({"url": s.link(FINAL)})},
     "the reference first": lambda s: {"images": [b64(REFERENCE), b64(FINAL)]},
     "the reference as source": lambda s: {"source": data_url(REFERENCE), "result": data_url(FINAL)},
@@ -445,7 +484,9 @@ def test_envelope(gateway: Gateway, family: str, shape: SCRIPTED) -> None:
     assert ask(family, gateway, shape(Shelf(gateway))).images == [FINAL]
 
 
-@pytest.mark.parametrize("wrap", rows({"b64_json": lambda x: listing({"b64_json": x}), "images": lambda x: chat("", images=[x])}))
+@pytest.mark.parametrize(
+    "wrap", rows({"b64_json": lambda x: listing({"b64_json": x}), "images": lambda x: chat("", images=[x])})
+)
 @pytest.mark.parametrize("family", ["openai", "gemini"])
 @pytest.mark.parametrize("text", rows(SPELLINGS))
 def test_base64_spelling(gateway: Gateway, family: str, text: str, wrap: Callable[[str], Any]) -> None:
@@ -453,7 +494,9 @@ def test_base64_spelling(gateway: Gateway, family: str, text: str, wrap: Callabl
     assert stripped(image) in (stripped(FINAL), stripped(SECOND))
 
 
-@pytest.mark.parametrize("name", [name for name in SPELLINGS if name.startswith("data URL") and name != "data URL twice"])
+@pytest.mark.parametrize(
+    "name", [name for name in SPELLINGS if name.startswith("data URL") and name != "data URL twice"]
+)
 def test_data_url_in_markdown(gateway: Gateway, name: str) -> None:
     image, _ = ask("gemini", gateway, chat(f"Here you go\n{markdown(SPELLINGS[name])}\nAnything else?"))
     assert image == FINAL
@@ -461,7 +504,9 @@ def test_data_url_in_markdown(gateway: Gateway, name: str) -> None:
 
 @pytest.mark.parametrize("family", ["openai", "gemini"])
 @pytest.mark.parametrize("data", rows({"PNG": FINAL, "JPEG": JPEG, "WebP": WEBP}))
-@pytest.mark.parametrize("said", ["image/png", "image/jpeg", "image/jpg", "image/webp", "image/heic", "text/plain", "image/*"])
+@pytest.mark.parametrize(
+    "said", ["image/png", "image/jpeg", "image/jpg", "image/webp", "image/heic", "text/plain", "image/*"]
+)
 def test_declared_type_lies(gateway: Gateway, family: str, data: bytes, said: str) -> None:
     """The bytes themselves say what they are, and are not touched."""
     assert ask(family, gateway, chat(markdown(data_url(data, said)))).images == [data]
@@ -488,7 +533,9 @@ def test_gzip(gateway: Gateway, headers: dict[str, Any]) -> None:
     assert ask("openai", gateway, reply).images == [FINAL]
 
 
-@pytest.mark.parametrize("kind", ["text/html", "text/plain; charset=utf-16", "image/png", "application/octet-stream", "x", None])
+@pytest.mark.parametrize(
+    "kind", ["text/html", "text/plain; charset=utf-16", "image/png", "application/octet-stream", "x", None]
+)
 def test_content_type_lies(gateway: Gateway, kind: str | None) -> None:
     reply = Reply(body=chat(markdown(data_url(FINAL))), headers={"Content-Type": kind})
     assert ask("gemini", gateway, reply).images == [FINAL]
@@ -513,13 +560,21 @@ def test_a_link_is_asked_for_once_and_only_when_needed(gateway: Gateway) -> None
 SEVERAL: dict[str, tuple[int, SCRIPTED, list[bytes]]] = {
     "two in base64": (2, lambda s: listing({"b64_json": b64(FINAL)}, {"b64_json": b64(SECOND)}), [FINAL, SECOND]),
     "two links": (2, lambda s: listing({"url": s.link(FINAL)}, {"url": s.link(SECOND)}), [FINAL, SECOND]),
-    "one of each": (2, lambda s: listing({"url": s.link(FINAL), "b64_json": ""}, {"b64_json": b64(SECOND)}), [FINAL, SECOND]),
+    "one of each": (
+        2,
+        lambda s: listing({"url": s.link(FINAL), "b64_json": ""}, {"b64_json": b64(SECOND)}),
+        [FINAL, SECOND],
+    ),
     "both of each": (
         2,
         lambda s: listing(*({"url": s.link(data), "b64_json": b64(data)} for data in (FINAL, SECOND))),
         [FINAL, SECOND],
     ),
-    "three": (3, lambda s: listing(*({"b64_json": b64(data)} for data in (THIRD, FINAL, SECOND))), [THIRD, FINAL, SECOND]),
+    "three": (
+        3,
+        lambda s: listing(*({"b64_json": b64(data)} for data in (THIRD, FINAL, SECOND))),
+        [THIRD, FINAL, SECOND],
+    ),
     "the same twice": (2, lambda s: listing({"b64_json": b64(FINAL)}, {"b64_json": b64(FINAL)}), [FINAL, FINAL]),
     "the same link twice": (2, lambda s: listing({"url": s.link(FINAL)}, {"url": s.link(FINAL)}), [FINAL, FINAL]),
     "with thumbnails": (
@@ -529,24 +584,48 @@ SEVERAL: dict[str, tuple[int, SCRIPTED, list[bytes]]] = {
     ),
     "texts": (2, lambda s: {"images": [b64(FINAL), b64(SECOND)]}, [FINAL, SECOND]),
     "links as texts": (2, lambda s: {"output": [s.link(FINAL), s.link(SECOND)]}, [FINAL, SECOND]),
-    "nested": (2, lambda s: {"data": {"results": [{"image": {"url": s.link(x)}} for x in (FINAL, SECOND)]}}, [FINAL, SECOND]),
+    "nested": (
+        2,
+        lambda s: {"data": {"results": [{"image": {"url": s.link(x)}} for x in (FINAL, SECOND)]}},
+        [FINAL, SECOND],
+    ),
     "images and data": (
         2,
         lambda s: {name: [{"url": s.link(FINAL)}, {"url": s.link(SECOND)}] for name in ("images", "data")},
         [FINAL, SECOND],
     ),
-    "predictions": (2, lambda s: {"predictions": [{"bytesBase64Encoded": b64(x)} for x in (FINAL, SECOND)]}, [FINAL, SECOND]),
-    "fewer than asked for": (3, lambda s: listing({"b64_json": b64(FINAL)}, {"b64_json": b64(SECOND)}), [FINAL, SECOND]),
+    "predictions": (
+        2,
+        lambda s: {"predictions": [{"bytesBase64Encoded": b64(x)} for x in (FINAL, SECOND)]},
+        [FINAL, SECOND],
+    ),
+    "fewer than asked for": (
+        3,
+        lambda s: listing({"b64_json": b64(FINAL)}, {"b64_json": b64(SECOND)}),
+        [FINAL, SECOND],
+    ),
     "one of ten": (10, lambda s: listing({"b64_json": b64(FINAL)}), [FINAL]),
-    "an empty one among them": (3, lambda s: listing({"b64_json": b64(FINAL)}, {}, {"url": s.link(SECOND)}), [FINAL, SECOND]),
+    "an empty one among them": (
+        3,
+        lambda s: listing({"b64_json": b64(FINAL)}, {}, {"url": s.link(SECOND)}),
+        [FINAL, SECOND],
+    ),
     "a null among them": (2, lambda s: listing(None, {"b64_json": b64(FINAL)}), [FINAL]),
     "an error among them": (
         2,
         lambda s: listing({"b64_json": b64(FINAL)}, {"error": {"code": "moderation_blocked", "message": "No."}}),
         [FINAL],
     ),
-    "a broken one among them": (2, lambda s: listing({"b64_json": b64(cut(FINAL))}, {"b64_json": b64(SECOND)}), [SECOND]),
-    "a dead link among them": (2, lambda s: listing({"url": s.origin + "/media/gone"}, {"url": s.link(FINAL)}), [FINAL]),
+    "a broken one among them": (
+        2,
+        lambda s: listing({"b64_json": b64(cut(FINAL))}, {"b64_json": b64(SECOND)}),
+        [SECOND],
+    ),
+    "a dead link among them": (
+        2,
+        lambda s: listing({"url": s.origin + "/media/gone"}, {"url": s.link(FINAL)}),
+        [FINAL],
+    ),
     "the reference among them": (2, lambda s: listing({"b64_json": b64(REFERENCE)}, {"b64_json": b64(FINAL)}), [FINAL]),
     "more than asked for": (1, lambda s: listing({"b64_json": b64(FINAL)}, {"b64_json": b64(SECOND)}), [FINAL, SECOND]),
 }
@@ -670,7 +749,10 @@ NOTHING: dict[str, tuple[str, SCRIPTED]] = {  # a successful answer without a us
     "avatar: any picture in a refusal": ("gemini", lambda s: chat(f"{SORRY} ![image]({s.link(FINAL)})")),
     "avatar: a link in a refusal": ("gemini", lambda s: chat(f"{SORRY} See {s.link(FINAL, 'policy.png')}")),
     "avatar: in Chinese": ("gemini", lambda s: chat(f"抱歉,我无法生成这张图片。![头像]({s.link(FINAL)})")),
-    "avatar: of the author": ("gemini", lambda s: chat(SORRY, author={"avatar_url": s.link(FINAL), "icon": s.link(FINAL)})),
+    "avatar: of the author": (
+        "gemini",
+        lambda s: chat(SORRY, author={"avatar_url": s.link(FINAL), "icon": s.link(FINAL)}),
+    ),
     "avatar: of the assistant": ("gemini", lambda s: {**chat(SORRY), "assistant": {"avatar": data_url(FINAL)}}),
     "avatar: of the user": ("openai", lambda s: {"user": {"picture": s.link(FINAL)}, "data": []}),
     "echo: markdown": ("gemini", lambda s: chat(f"You sent {markdown(data_url(REFERENCE))}")),
@@ -716,13 +798,15 @@ def test_answer_without_a_picture(gateway: Gateway, reference: str, family: str,
 
 @pytest.mark.parametrize(
     "body",
-    rows({
-        "nothing": {"data": []},
-        "a refusal": chat("", finish_reason="content_filter"),
-        "a task": {"task_id": "7f"},
-        "half a picture": listing({"b64_json": b64(cut(FINAL))}),
-        "a dead link": listing({"url": "/media/gone.png"}),
-    }),
+    rows(
+        {
+            "nothing": {"data": []},
+            "a refusal": chat("", finish_reason="content_filter"),
+            "a task": {"task_id": "7f"},
+            "half a picture": listing({"b64_json": b64(cut(FINAL))}),
+            "a dead link": listing({"url": "/media/gone.png"}),
+        }
+    ),
 )
 def test_status_of_an_answer_without_a_picture(gateway: Gateway, body: Any) -> None:
     """The JSON of a failure tells the caller that it was HTTP 200 all the same."""
@@ -749,7 +833,10 @@ QUOTED: dict[str, tuple[Any, str]] = {  # body, and what the message repeats of 
     "cut short": (chat("", finish_reason="length"), "length"),
     "a message": ({"success": False, "message": "queue is full"}, "queue is full"),
     "msg": ({"code": -1, "msg": "参数错误", "data": None}, "参数错误"),
-    "error in a choice": ({"choices": [choice(message={"content": ""}, error={"message": "Upstream died"})]}, "Upstream died"),
+    "error in a choice": (
+        {"choices": [choice(message={"content": ""}, error={"message": "Upstream died"})]},
+        "Upstream died",
+    ),
     "error as a text": ({"error": "the model is asleep"}, "the model is asleep"),
     "errors": ({"success": False, "errors": [{"code": 7003, "message": "No route"}], "result": None}, "No route"),
     "a long text": (chat("word " * 5000), "word word word"),
@@ -787,12 +874,18 @@ REFUSALS: dict[str, tuple[Any, str]] = {
     "blockReason": ({"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}, "PROHIBITED_CONTENT"),
     "refusal": (chat(None, refusal="I can't help with that."), "I can't help with that"),
     "a text with it": (chat("Let's talk of something else.", finish_reason="content_filter"), "content_filter"),
-    "in a stream": (stream(delta("Well"), {"choices": [choice(delta={}, finish_reason="content_filter")]}), "content_filter"),
+    "in a stream": (
+        stream(delta("Well"), {"choices": [choice(delta={}, finish_reason="content_filter")]}),
+        "content_filter",
+    ),
     "error: moderation_blocked": (
         {"error": {"message": "Your request was rejected.", "code": "moderation_blocked"}},
         "Your request was rejected",
     ),
-    "error: content_policy_violation": ({"error": {"code": "content_policy_violation", "message": None}}, "content_policy"),
+    "error: content_policy_violation": (
+        {"error": {"code": "content_policy_violation", "message": None}},
+        "content_policy",
+    ),
     "artifact": ({"artifacts": [{"base64": "", "finishReason": "CONTENT_FILTERED"}]}, "CONTENT_FILTERED"),
 }
 
@@ -823,7 +916,12 @@ TASKS: dict[str, Any] = {
     "id and status": {"id": "7f3a-task", "status": "queued", "created_at": 1},
     "id and state": {"job": {"id": "7f3a-task", "state": "pending"}},
     "id in capitals": {"data": {"id": "7f3a-task", "status": "IN_PROGRESS"}},
-    "prediction": {"id": "7f3a-task", "status": "starting", "output": None, "urls": {"get": "/v1/predictions/7f3a-task"}},
+    "prediction": {
+        "id": "7f3a-task",
+        "status": "starting",
+        "output": None,
+        "urls": {"get": "/v1/predictions/7f3a-task"},
+    },
     "polling": {"id": "7f3a-task", "polling_url": "/v1/get_result?id=7f3a-task"},
     "request_id": {"status": "IN_QUEUE", "request_id": "7f3a-task", "queue_position": 3},
     "job_id": {"sdGenerationJob": {"jobId": "7f3a-task"}},
@@ -859,7 +957,9 @@ STATED: dict[str, tuple[Any, str, bool, str]] = {  # errors that come as a succe
 }
 
 
-@pytest.mark.parametrize(("body", "kind", "retryable", "words"), [pytest.param(*row, id=name) for name, row in STATED.items()])
+@pytest.mark.parametrize(
+    ("body", "kind", "retryable", "words"), [pytest.param(*row, id=name) for name, row in STATED.items()]
+)
 def test_error_that_comes_as_a_success(gateway: Gateway, body: Any, kind: str, retryable: bool, words: str) -> None:
     error = failure("gemini", gateway, body)
     assert (error.kind, error.retryable, error.billed) == (kind, retryable, "maybe" if kind == "unavailable" else "no")

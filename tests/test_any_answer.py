@@ -21,10 +21,9 @@ from gateway import Gateway, Reply
 from generate import Args, ImageGenError, ResponseError, classify_response_error, handle_http_error
 from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
-from test_answers import CHAT, ENVELOPES, IMAGES, REFERENCE, SPELLINGS, Shelf, b64, chat, choice, data_url, lines, listing
-from test_errors import CLASSIFIED, TABLE
-
 from pictures import HTML, picture
+from test_answers import CHAT, ENVELOPES, IMAGES, REFERENCE, Shelf, b64, chat, choice, data_url, lines, listing
+from test_errors import CLASSIFIED, TABLE
 
 JSON = Any
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -118,16 +117,59 @@ def outcome(answer: Any, family: str, n: int = 1) -> list[bytes]:
 # --- Mutations ---
 
 WORDS = st.sampled_from(
-    "data result results output outputs response payload body content value values item items image images picture url uri"
-    " link href src file b64 b64_json base64 bytes blob media asset artifact 图片 x a 0 Größe camelCase created choices"
-    " message messages parts candidates".split()
+    [
+        "data",
+        "result",
+        "results",
+        "output",
+        "outputs",
+        "response",
+        "payload",
+        "body",
+        "content",
+        "value",
+        "values",
+        "item",
+        "items",
+        "image",
+        "images",
+        "picture",
+        "url",
+        "uri",
+        "link",
+        "href",
+        "src",
+        "file",
+        "b64",
+        "b64_json",
+        "base64",
+        "bytes",
+        "blob",
+        "media",
+        "asset",
+        "artifact",
+        "图片",
+        "x",
+        "a",
+        "0",
+        "Größe",
+        "camelCase",
+        "created",
+        "choices",
+        "message",
+        "messages",
+        "parts",
+        "candidates",
+    ]
 )
 NEUTRAL = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-(10**12), 10**12),
     st.floats(),
-    st.sampled_from(["", " ", "ok", "stop", "success", "a red apple", "苹果", "7f3a-9c", "2026-11-22T10:00:00Z", "#fff", "1:1"]),
+    st.sampled_from(
+        ["", " ", "ok", "stop", "success", "a red apple", "苹果", "7f3a-9c", "2026-11-22T10:00:00Z", "#fff", "1:1"]
+    ),
     st.sampled_from([[], {}, [None], {"x": None}, [[]], {"total_tokens": 7}, {"code": 0}, [1, 2, 3]]),
     st.text(max_size=20).filter(lambda text: "/" not in text and ":" not in text),
 )
@@ -216,7 +258,14 @@ def wrap(draw: Draw, tree: JSON, extra: st.SearchStrategy[JSON]) -> JSON:
     """Nested one level deeper, alone or beside something."""
     path = some(draw, tree)
     node, word, beside = at(tree, path), draw(WORDS), draw(extra)
-    forms = [{word: node}, [node], [beside, node], [node, beside], {"x1": beside, word: node}, {word: node, "x2": beside}]
+    forms = [
+        {word: node},
+        [node],
+        [beside, node],
+        [node, beside],
+        {"x1": beside, word: node},
+        {word: node, "x2": beside},
+    ]
     return put(tree, path, draw(st.sampled_from(forms)))
 
 
@@ -283,14 +332,22 @@ def disturb(draw: Draw, tree: JSON, extra: st.SearchStrategy[JSON]) -> JSON:
     path = some(draw, tree, str)
     text, place = at(tree, path), draw(st.integers(0, 2000))
     junk = draw(st.sampled_from(["", " ", "\n", "=", "%", "%zz", "\\", '"', "\0", "…", "data:", "![", ")", "{"]))
-    return put(tree, path, text[:place] + junk + text[place + draw(st.integers(0, 9)) :]) if isinstance(text, str) else tree
+    return (
+        put(tree, path, text[:place] + junk + text[place + draw(st.integers(0, 9)) :])
+        if isinstance(text, str)
+        else tree
+    )
 
 
 HARMLESS = [wrap, add, rename, shuffle, as_text]
 HARMFUL = [*HARMLESS, replace, remove, move, double, disturb]
 
 # As in test_answers, but with the small picture; those with one picture only can be told to find it whatever is done.
-SMALL = json.loads(json.dumps({name: build(SHELF) for name, build in {**CHAT, **IMAGES}.items() if not isinstance(build(SHELF), (bytes, str))}))
+SMALL = json.loads(
+    json.dumps(
+        {name: build(SHELF) for name, build in {**CHAT, **IMAGES}.items() if not isinstance(build(SHELF), (bytes, str))}
+    )
+)
 
 
 def shapes(final: str) -> dict[str, JSON]:
@@ -300,7 +357,11 @@ def shapes(final: str) -> dict[str, JSON]:
         "markdown": chat(f"Here you go\n![image]({url})"),
         "images": chat("", images=[{"type": "image_url", "image_url": {"url": url}, "index": 0}]),
         "parts": chat([{"type": "text", "text": "hi"}, {"type": "image_url", "image_url": {"url": url}}]),
-        "native": {"candidates": [{"content": {"parts": [{"text": "hi"}, {"inlineData": {"data": url}}]}, "finishReason": "STOP"}]},
+        "native": {
+            "candidates": [
+                {"content": {"parts": [{"text": "hi"}, {"inlineData": {"data": url}}]}, "finishReason": "STOP"}
+            ]
+        },
         "responses": {"output": [{"type": "reasoning"}, {"type": "image_generation_call", "result": final}]},
         "legacy": {"choices": [choice(text=f"![image]({url})")]},
         "data": listing({"b64_json": "" if final.startswith("http") else final, "url": url}),
@@ -315,7 +376,9 @@ def shapes(final: str) -> dict[str, JSON]:
 
 
 @st.composite
-def answers(draw: Draw, known: dict[str, JSON], mutations: list[Any], extra: st.SearchStrategy[JSON], most: int = 4) -> JSON:
+def answers(
+    draw: Draw, known: dict[str, JSON], mutations: list[Any], extra: st.SearchStrategy[JSON], most: int = 4
+) -> JSON:
     tree = known[draw(st.sampled_from(sorted(known)))]
     for mutation in draw(st.lists(st.sampled_from(mutations), max_size=most)):
         tree = mutation(draw, tree, extra)
@@ -358,7 +421,9 @@ def test_base64_in_any_spelling_is_found(answer: JSON, family: str) -> None:
 def test_envelope_with_blanks_around(blanks: bytes, name: str, family: str) -> None:
     """Keep-alive blanks before and after, however many and of whatever kind."""
     body = encoded(ENVELOPES[name](SHELF))
-    assume(b"\0" not in body[:4] and name not in ("bytes", "bytes in gzip", "gzip", "byte order mark", "UTF-16", "UTF-32"))
+    assume(
+        b"\0" not in body[:4] and name not in ("bytes", "bytes in gzip", "gzip", "byte order mark", "UTF-16", "UTF-32")
+    )
     around = bytes(b" \t\r\n"[byte % 4] for byte in blanks)
     assert set(read(around + body + around, family)) == set(read(body, family))
 
@@ -372,17 +437,35 @@ def test_mutated_answer(answer: JSON, family: str, n: int) -> None:
 
 TREES = st.recursive(
     HOSTILE,
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(
-        st.one_of(
-            WORDS,
-            st.text(max_size=5),
-            st.sampled_from(
-                "error errors detail code type status state msg loc id task_id finish_reason refusal thought usage".split()
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.one_of(
+                WORDS,
+                st.text(max_size=5),
+                st.sampled_from(
+                    [
+                        "error",
+                        "errors",
+                        "detail",
+                        "code",
+                        "type",
+                        "status",
+                        "state",
+                        "msg",
+                        "loc",
+                        "id",
+                        "task_id",
+                        "finish_reason",
+                        "refusal",
+                        "thought",
+                        "usage",
+                    ]
+                ),
             ),
-        ),
-        inner,
-        max_size=5,
+            inner,
+            max_size=5,
+        )
     ),
     max_leaves=20,
 )
@@ -434,8 +517,10 @@ def test_any_charset(charset: str, letter: str, family: str) -> None:
 
 @cases(500)
 @given(
-    st.sampled_from([status for status in range(300, 600)]),
-    st.one_of(TREES, st.binary(max_size=200), st.text(max_size=200), st.sampled_from([row[1] for row in TABLE.values()])),
+    st.sampled_from(list(range(300, 600))),
+    st.one_of(
+        TREES, st.binary(max_size=200), st.text(max_size=200), st.sampled_from([row[1] for row in TABLE.values()])
+    ),
     st.dictionaries(st.sampled_from(["Retry-After", "retry-after-ms", "Location", "X"]), st.text(max_size=20)),
     FAMILIES,
 )
@@ -450,7 +535,12 @@ def test_any_error_body(status: int, body: Any, headers: dict[str, str], family:
 
 
 @cases(400)
-@given(st.one_of(TREES, st.binary(max_size=200), answers({name: row[0] for name, row in CLASSIFIED.items()}, HARMFUL, HOSTILE)), FAMILIES)
+@given(
+    st.one_of(
+        TREES, st.binary(max_size=200), answers({name: row[0] for name, row in CLASSIFIED.items()}, HARMFUL, HOSTILE)
+    ),
+    FAMILIES,
+)
 def test_any_answer_without_a_picture(body: Any, family: str) -> None:
     with pytest.raises(ImageGenError) as caught:
         classify_response_error(family, body)
@@ -513,14 +603,7 @@ def test_picture_in_texts_in_texts(depth: int) -> None:
 MUCH = 50_000_000  # bytes of nothing
 SOME = 4_000_000
 
-NOTHINGS = {
-    "blanks": b" ",
-    "zeros": b"\0",
-    "letters": b"a",
-    "digits": b"0",
-    "line feeds": b"\n",
-    "bytes": b"\xff",
-}
+NOTHINGS = {"blanks": b" ", "zeros": b"\0", "letters": b"a", "digits": b"0", "line feeds": b"\n", "bytes": b"\xff"}
 
 TRAPS = {  # texts on which a careless pattern takes quadratic time
     "data:": "data:",
@@ -642,7 +725,9 @@ def test_usage_of_megabytes(gateway: Gateway) -> None:
 def test_hundreds_of_dead_links_end_in_time(gateway: Gateway, quick: None, dead: str) -> None:
     """Each of them may be the picture, but the time allowed is for all of them."""
     gateway.answer_always(Reply(404) if dead == "gone" else Reply(hang="accept"), path="/media/")
-    gateway.answer(Reply(body=chat([{"type": "image_url", "image_url": {"url": f"/media/{i}.png"}} for i in range(300)])))
+    gateway.answer(
+        Reply(body=chat([{"type": "image_url", "image_url": {"url": f"/media/{i}.png"}} for i in range(300)]))
+    )
     started = time.monotonic()
     with pytest.raises(ImageGenError) as caught:
         generate.generate_gemini("a cup", timeout=2)

@@ -52,7 +52,7 @@ chmod 600 ~/.product_shots_imagegen_api_key
 Any OpenAI-SDK-compatible image gateway also works — replace `OMNIMAAS_*` with `PRODUCT_SHOTS_IMAGEGEN_BASE_URL` + `PRODUCT_SHOTS_IMAGEGEN_API_KEY` pointing at your gateway.
 
 Once configured, re-run the original request.
-"""  # noqa: E501
+"""
 
 
 @pytest.fixture
@@ -212,8 +212,7 @@ def test_a_blank_key_in_the_url_s_row_is_none(configure: Any, warned: Any, blank
 
 
 @pytest.mark.parametrize(
-    ("key", "url", "own"),
-    [(KEYS[i], URLS[j], KEYS[j]) for i in range(4) for j in range(i + 1, 4)],
+    ("key", "url", "own"), [(KEYS[i], URLS[j], KEYS[j]) for i in range(4) for j in range(i + 1, 4)]
 )
 def test_a_key_does_not_go_to_a_gateway_that_has_its_own(
     gateway: Gateway, run: Any, configure: Any, monkeypatch: pytest.MonkeyPatch, key: str, url: str, own: str

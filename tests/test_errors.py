@@ -24,12 +24,23 @@ from generate import (
 )
 from pictures import HTML
 
-BILLED = {AuthError: "no", QuotaError: "no", RefusedError: "no", RejectedError: "no", UnavailableError: "maybe", ResponseError: "yes"}
+BILLED = {
+    AuthError: "no",
+    QuotaError: "no",
+    RefusedError: "no",
+    RejectedError: "no",
+    UnavailableError: "maybe",
+    ResponseError: "yes",
+}
 QUOTA_SENTENCE = "You exceeded your current quota, please check your plan and billing details."
-EDGE_PAGE = "<html>\n<head><title>example.com | {0}: A timeout  occurred</title></head><body class=x>\n{1}</body></html>"
+EDGE_PAGE = (
+    "<html>\n<head><title>example.com | {0}: A timeout  occurred</title></head><body class=x>\n{1}</body></html>"
+)
 
 
-def canonical(message: Any = "No.", code: Any = None, kind: Any = "invalid_request_error", param: Any = None) -> dict[str, Any]:
+def canonical(
+    message: Any = "No.", code: Any = None, kind: Any = "invalid_request_error", param: Any = None
+) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -295,7 +306,9 @@ CLASSIFIED: dict[str, tuple[Any, type[ImageGenError], bool, str]] = {
 
 @pytest.mark.parametrize("family", ["openai", "gemini"])
 @pytest.mark.parametrize("form", ["bytes", "tree"])
-@pytest.mark.parametrize(("body", "kind", "retryable", "words"), [pytest.param(*row, id=name) for name, row in CLASSIFIED.items()])
+@pytest.mark.parametrize(
+    ("body", "kind", "retryable", "words"), [pytest.param(*row, id=name) for name, row in CLASSIFIED.items()]
+)
 def test_response_error(
     family: str, form: str, body: Any, kind: type[ImageGenError], retryable: bool, words: str
 ) -> None:
@@ -368,7 +381,9 @@ def facts(error: ImageGenError) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ImageGenError.__subclasses__(), ids=lambda kind: kind.__name__)
 def test_error_survives_a_process_pool(kind: type[ImageGenError]) -> None:
     """What a worker process raises is what its caller catches."""
-    error = kind("It broke.", "Mend it.", status=503, retryable=True, billed="maybe", image_url="http://a/b", saved_at="/c")
+    error = kind(
+        "It broke.", "Mend it.", status=503, retryable=True, billed="maybe", image_url="http://a/b", saved_at="/c"
+    )
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is kind
     assert facts(copy) == facts(error)
@@ -381,13 +396,26 @@ def test_error_says_what_and_what_next(kind: type[ImageGenError]) -> None:
     assert str(error) == "It broke. Mend it."
     assert facts(error) == {
         **facts(kind("")),
-        **{"message": "It broke.", "hint": "Mend it.", "status": None, "image_url": None, "saved_at": None},
+        "message": "It broke.",
+        "hint": "Mend it.",
+        "status": None,
+        "image_url": None,
+        "saved_at": None,
     }
 
 
 def test_every_kind_has_its_exit_code() -> None:
     kinds = {kind.kind: kind.exit_code for kind in ImageGenError.__subclasses__()}
     assert kinds == {
-        **{"internal": 1, "usage": 2, "config": 3, "auth": 4, "quota": 5, "unavailable": 6},
-        **{"refused": 7, "rejected": 7, "response": 7, "save": 8, "interrupted": 130},
+        "internal": 1,
+        "usage": 2,
+        "config": 3,
+        "auth": 4,
+        "quota": 5,
+        "unavailable": 6,
+        "refused": 7,
+        "rejected": 7,
+        "response": 7,
+        "save": 8,
+        "interrupted": 130,
     }

@@ -304,10 +304,7 @@ LABELLED = {  # name on disk: (bytes, MIME type that goes out; None: refused)
     "png magic only.png": (b"\x89PNG\r\n\x1a\n", None),
     "jpeg magic only.jpg": (b"\xff\xd8\xff\xe0", None),
     "riff but wave.webp": (b"RIFF\x24\0\0\0WAVEfmt " + bytes(40), None),
-    "png of no size.png": (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 0, 0, 8, 2, 0, 0, 0)),
-        None,
-    ),
+    "png of no size.png": (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 0, 0, 8, 2, 0, 0, 0)), None),
 }
 
 
@@ -603,7 +600,7 @@ def test_output_that_is_a_link_is_written_through(
     assert outcome.code == 0 and outcome.out == f"{tmp_path / 'link.jpeg'}\n"
     assert (tmp_path / "link.jpeg").is_symlink() and not target.is_symlink()
     assert target.read_bytes() == (tmp_path / "link.jpeg").read_bytes() == PICTURE
-    assert not [path for path in tmp_path.rglob(".*")]
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_link_to_a_folder_is_a_folder(run: Run, gateway: Gateway, tmp_path: Path) -> None:

@@ -616,7 +616,7 @@ def test_output_folder_changes_during_the_call(
     saved = Path(answer["path"] if ended == 0 else answer["error"]["saved_at"])
     assert saved.read_bytes() == PICTURE
     assert saved == case.asked if ended == 0 else saved.parent == case.tmp
-    assert not [path for path in case.folder.rglob(".*")]
+    assert not list(case.folder.rglob(".*"))
 
 
 def test_output_folder_becomes_read_only_during_the_call(gateway: Gateway, start: Any, tmp_path: Path) -> None:

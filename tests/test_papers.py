@@ -793,7 +793,7 @@ SHOTS = "cup-front\ta white cup, front view\ncup-side\ta white cup, from the sid
 REPLIES = {  # examples that need a gateway with a bad day, by a word of theirs
     "--reference-image ~/shop/shoe.jpeg --output ~/shop/marble.jpeg": [
         Reply(524, body="<title>A timeout occurred</title>")
-    ],
+    ]
 }
 CHANGING = re.compile(
     r"(?P<bytes>\b\d+ bytes\b)|(?P<seconds>\b\d+\.\d+ s\b)|(?P<port>127\.0\.0\.1:\d+)"

@@ -7,11 +7,10 @@ import struct
 import time
 import zipfile
 
-import pytest
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
-
 import pictures
+import pytest
 from pictures import MOTIF, REFUSED, TRAPS, Trap
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # 96-mp.jpg
 

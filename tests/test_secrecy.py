@@ -97,7 +97,9 @@ ENCODINGS: dict[str, Callable[[str], str]] = {
     "without the start": lambda key: key[3:],
     "in two halves": lambda key: f"{key[: len(key) // 2]} {key[len(key) // 2 :]}",
     "URL-encoded": lambda key: quote(key, safe=""),
-    "URL-encoded, small letters": lambda key: quote(key, safe="").lower() if key == key.lower() else quote(key, safe=""),
+    "URL-encoded, small letters": lambda key: (
+        quote(key, safe="").lower() if key == key.lower() else quote(key, safe="")
+    ),
     "URL-encoded, every letter": lambda key: "".join(f"%{ord(letter):02X}" for letter in key),
     "URL-encoded twice": double_quoted,
     "query": lambda key: f"?api_key={quote(key, safe='')}&n=1",
@@ -155,19 +157,20 @@ class Scene:
         self.gateway, self.key, self.folder, self.caplog = gateway, gateway.key, folder, caplog
         self.exempt: set[Path] = set()
 
-    def files(self) -> dict[str, str]:
+    def files(self) -> dict[str, bytes]:
         """Names and contents of all files."""
-        found = {}
-        for place in (self.folder, Path.home()):
-            for path in place.rglob("*"):
-                if path.is_file() and path not in self.exempt:
-                    found[str(path.relative_to(place))] = path.read_bytes().decode("latin-1")
-        return found
+        places = [(place, path) for place in (self.folder, Path.home()) for path in place.rglob("*")]
+        return {
+            str(path.relative_to(place)): path.read_bytes()
+            for place, path in places
+            if path.is_file() and path not in self.exempt
+        }
 
     def leaks(self, *texts: object) -> list[str]:
         """What can be found of the key, in these texts, in all files and in the log of every module at every level."""
         files = self.files()
-        return leaks("\n\n".join(map(str, [*texts, *files, *files.values(), self.caplog.text])), self.key)
+        contents = [data.decode("latin-1") for data in files.values() if data != PNG]
+        return leaks("\n\n".join(map(str, [*texts, *files, *contents, self.caplog.text])), self.key)
 
 
 @pytest.fixture
@@ -204,7 +207,9 @@ def chat(content: Any, **fields: Any) -> dict[str, Any]:
 Echo = Callable[[str, Gateway], Reply]
 
 PLACES: dict[str, Echo] = {  # where a gateway puts what it echoes
-    "401 message": lambda x, g: Reply(401, body=error(message=f"Incorrect API key provided: {x}.", code="invalid_api_key")),
+    "401 message": lambda x, g: Reply(
+        401, body=error(message=f"Incorrect API key provided: {x}.", code="invalid_api_key")
+    ),
     "400 message": lambda x, g: Reply(400, body=error(message=x)),
     "400 code": lambda x, g: Reply(400, body=error(code=x)),
     "400 type": lambda x, g: Reply(400, body=error(type=x, message=None)),
@@ -216,9 +221,13 @@ PLACES: dict[str, Echo] = {  # where a gateway puts what it echoes
     "502 title": lambda x, g: Reply(502, body=f"<html><title>{x}</title></html>"),
     "502 page": lambda x, g: Reply(502, body=f"<html><body><pre>authorization: Bearer {x}</pre></body></html>"),
     "422 detail": lambda x, g: Reply(422, body={"detail": [{"loc": ["header", x], "msg": x}]}),
-    "403 raw JSON": lambda x, g: Reply(403, body=b'{"error": {"message": "' + re.sub(r'["]', r"\"", x).encode() + b'"}}'),
+    "403 raw JSON": lambda x, g: Reply(
+        403, body=b'{"error": {"message": "' + re.sub(r'["]', r"\"", x).encode() + b'"}}'
+    ),
     "302 Location": lambda x, g: Reply(302, {"Location": f"https://login.example/?next={x}".replace("…", "_")}),
-    "401 headers": lambda x, g: Reply(401, {"WWW-Authenticate": f'Bearer realm="{x}"'.replace("…", "_"), "X-Debug": x.replace("…", "_")}),
+    "401 headers": lambda x, g: Reply(
+        401, {"WWW-Authenticate": f'Bearer realm="{x}"'.replace("…", "_"), "X-Debug": x.replace("…", "_")}
+    ),
     "200 error": lambda x, g: Reply(body=error(message=x, code=401)),
     "200 text": lambda x, g: Reply(body=chat(f"You are {x}")),
     "200 finish_reason": lambda x, g: Reply(body=chat("", finish_reason=f"SAFETY {x}")),
@@ -232,43 +241,62 @@ PLACES: dict[str, Echo] = {  # where a gateway puts what it echoes
     "200 two links, one dead": lambda x, g: Reply(
         body={"data": [{"url": g.publish("a.png", PNG)}, {"url": f"{g.origin}/media/gone.png?token={x}"}]}
     ),
-    "picture and usage": lambda x, g: Reply(body={"data": [{"b64_json": b64(PNG)}], "usage": {"total_tokens": x, x: {"by": [x]}}}),
-    "picture and words": lambda x, g: Reply(body={"id": x, "data": [{"b64_json": b64(PNG), "revised_prompt": x}], "model": x}),
-    "picture and headers": lambda x, g: Reply(headers={"X-Request-Id": x.replace("…", "_"), "Set-Cookie": "a=b"}),
+    "picture and usage": lambda x, g: Reply(
+        body={"data": [{"b64_json": b64(PNG)}], "usage": {"total_tokens": x, x: {"by": [x]}}}
+    ),
+    "picture and words": lambda x, g: Reply(
+        body={"id": x, "data": [{"b64_json": b64(PNG), "revised_prompt": x}], "model": x}
+    ),
+    "picture and headers": lambda x, g: Reply(
+        headers={"X-Request-Id": x.replace("…", "_")}, body={"data": [{"b64_json": b64(PNG)}]}
+    ),
     "picture behind a link": lambda x, g: Reply(body={"data": [{"url": g.publish("a.png", PNG) + f"?token={x}"}]}),
 }
 
 
-@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
-@pytest.mark.parametrize("encode", ENCODINGS.values(), ids=ENCODINGS)
-def test_echo(
-    stage: Callable[..., Scene], run: Callable[..., Outcome], place: Echo, encode: Callable[[str], str]
-) -> None:
+# Every place with some encodings, and every encoding at some places; test_redact has all of both.
+SOME_PLACES = ["401 message", "302 Location", "200 dead link", "picture and usage"]
+SOME_ENCODINGS = [
+    "plain",
+    "URL-encoded, every letter",
+    "base64 of Bearer",
+    "JSON-escaped",
+    "hex",
+    "masked in the middle",
+]
+ECHOES = dict.fromkeys(
+    [(name, encode) for name in PLACES for encode in SOME_ENCODINGS]
+    + [(name, encode) for name in SOME_PLACES for encode in ENCODINGS]
+)
+
+
+@pytest.mark.parametrize(("name", "encode"), ECHOES)
+def test_echo(stage: Callable[..., Scene], run: Callable[..., Outcome], name: str, encode: str) -> None:
     """However and wherever the gateway echoes the key: not on the screen, not in the JSON, not in a file, not in a log."""
     scene = stage()
-    scene.gateway.answer_always(place(encode(KEY), scene.gateway))
+    scene.gateway.answer_always(PLACES[name](ENCODINGS[encode](KEY), scene.gateway))
     done = run(*OPENAI, "--n", 2, "--json")
     assert scene.gateway.calls
     assert (done.code == 0) == done.json["ok"]
     assert scene.leaks(done.out, done.err, json.dumps(done.json, ensure_ascii=False)) == []
 
 
-@pytest.mark.parametrize("name", ["401 message", "502 page", "302 Location", "200 dead link", "200 text", "picture and usage"])
-@pytest.mark.parametrize("encode", ENCODINGS.values(), ids=ENCODINGS)
+@pytest.mark.parametrize("name", SOME_PLACES)
+@pytest.mark.parametrize("encode", SOME_ENCODINGS)
 @pytest.mark.parametrize("key", [name for name in KEYS if name != "usual"])
 def test_echo_of_other_keys(
-    stage: Callable[..., Scene], run: Callable[..., Outcome], key: str, name: str, encode: Callable[[str], str]
+    stage: Callable[..., Scene], run: Callable[..., Outcome], key: str, name: str, encode: str
 ) -> None:
     """Keys do not all look like sk-…; one shorter than 12 characters is hidden as a whole."""
     scene = stage(KEYS[key])
-    scene.gateway.answer_always(PLACES[name](encode(scene.key), scene.gateway))
+    scene.gateway.answer_always(PLACES[name](ENCODINGS[encode](scene.key), scene.gateway))
     done = run(*OPENAI, "--json")
     assert scene.gateway.calls
     assert scene.leaks(done.out, done.err, json.dumps(done.json, ensure_ascii=False)) == []
 
 
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
-@pytest.mark.parametrize("encode", ["plain", "URL-encoded", "base64 of Bearer", "hex", "masked in the middle"])
+@pytest.mark.parametrize("encode", ["plain", "base64 of Bearer", "masked in the middle"])
 def test_echo_to_the_library(stage: Callable[..., Scene], place: Echo, encode: str) -> None:
     """A key given as an argument is known to nobody but the call; the error it raises, and the log, are as clean."""
     scene = stage(configured=False)
@@ -295,14 +323,17 @@ def everything(caught: BaseException) -> list[object]:
     return shown
 
 
-@pytest.mark.parametrize("encode", ENCODINGS.values(), ids=ENCODINGS)
+@pytest.mark.parametrize("encode", SOME_ENCODINGS)
 def test_retries_say_nothing(
-    stage: Callable[..., Scene], run: Callable[..., Outcome], tmp_path: Path, encode: Callable[[str], str]
+    stage: Callable[..., Scene], run: Callable[..., Outcome], tmp_path: Path, encode: str
 ) -> None:
     """The line that each retry logs quotes the gateway."""
     scene = stage()
     (tmp_path / "shoe.png").write_bytes(PNG)
-    scene.gateway.answer(*[Reply(503, body=error(message=f"busy with {encode(KEY)}"))] * 2)
+    scene.gateway.answer(
+        *[Reply(503, body=error(message=f"busy with {ENCODINGS[encode](KEY)}"))] * 2,
+        Reply(body={"data": [{"b64_json": b64(PNG)}]}),
+    )
     done = run(*OPENAI, "--reference-image", "shoe.png")
     assert (done.code, len(scene.gateway.calls)) == (0, 3)
     assert "busy with" in done.err
@@ -338,7 +369,12 @@ def test_split_echo(
 def test_status_line_that_echoes(stage: Callable[..., Scene], run: Callable[..., Outcome]) -> None:
     """No HTTP at all, and a reason phrase: what the libraries below make exceptions of."""
     scene = stage()
-    for raw in (f"{KEY}\r\n\r\n", f"HTTP/1.1 {KEY}\r\n\r\n", f"HTTP/1.1 401 {KEY}\r\nContent-Length: 0\r\n\r\n", f"HTTP/1.1 200 OK\r\n{KEY}\r\n\r\n"):
+    for raw in (
+        f"{KEY}\r\n\r\n",
+        f"HTTP/1.1 {KEY}\r\n\r\n",
+        f"HTTP/1.1 401 {KEY}\r\nContent-Length: 0\r\n\r\n",
+        f"HTTP/1.1 200 OK\r\n{KEY}\r\n\r\n",
+    ):
         scene.gateway.answer(Reply(raw=raw.encode()))
         done = run(*GEMINI)
         assert done.code in (4, 6, 7)
@@ -393,7 +429,9 @@ def test_sayings(stage: Callable[..., Scene], run: Callable[..., Outcome], argv:
     assert scene.leaks(done.out, done.err) == []
 
 
-@pytest.mark.parametrize("argv", [("--check",), (*OPENAI, "--dry-run"), ("--check", "--json")], ids=["check", "dry", "JSON"])
+@pytest.mark.parametrize(
+    "argv", [("--check",), (*OPENAI, "--dry-run"), ("--check", "--json")], ids=["check", "dry", "JSON"]
+)
 @pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
 def test_first_eight_at_most(
     stage: Callable[..., Scene], run: Callable[..., Outcome], key: str, argv: tuple[object, ...]
@@ -409,7 +447,15 @@ def test_first_eight_at_most(
 
 
 @pytest.mark.parametrize(
-    "argv", [("--check",), ("--check", "--json"), OPENAI, (*OPENAI, "--json"), (*OPENAI, "--dry-run"), (*PROMPT, "--size", "1")]
+    "argv",
+    [
+        ("--check",),
+        ("--check", "--json"),
+        OPENAI,
+        (*OPENAI, "--json"),
+        (*OPENAI, "--dry-run"),
+        (*PROMPT, "--size", "1"),
+    ],
 )
 def test_key_in_the_base_url(
     stage: Callable[..., Scene], run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, argv: tuple[object, ...]
@@ -430,7 +476,9 @@ def test_key_in_the_base_url(
         pytest.param("OMNIMAAS_BASE_URL", f"http://127.0.0.1:9/v1#{KEY}", 3, id="in the URL's fragment"),
         pytest.param("OMNIMAAS_BASE_URL", KEY, 3, id="in place of the URL"),
         pytest.param("OMNIMAAS_BASE_URL", f"{KEY}.invalid", 3, id="as a host without a scheme"),
-        pytest.param("OMNIMAAS_BASE_URL", f"https://127.0.0.1:9/{KEY}/chat/completions", 3, id="in the URL of an endpoint"),
+        pytest.param(
+            "OMNIMAAS_BASE_URL", f"https://127.0.0.1:9/{KEY}/chat/completions", 3, id="in the URL of an endpoint"
+        ),
         pytest.param("OMNIMAAS_BASE_URL", f"http://{KEY}:9/v1", 6, id="as a host"),
         pytest.param("OMNIMAAS_API_KEY", f"{KEY[:20]}\n{KEY[20:]}", 3, id="broken by a line feed"),
         pytest.param("OMNIMAAS_API_KEY", f"{KEY} # mine", 3, id="with a comment"),
@@ -540,7 +588,7 @@ BREAKDOWNS: dict[str, Callable[[], None]] = {
 
 
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "JSON"])
-@pytest.mark.parametrize("where", ["compose_prompt", "validate_args", "choose_size", "load_target", "read_answer"])
+@pytest.mark.parametrize("where", ["compose_prompt", "load_target", "read_answer"])
 @pytest.mark.parametrize("breakdown", BREAKDOWNS.values(), ids=BREAKDOWNS)
 def test_internal_error(
     stage: Callable[..., Scene], run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch,
@@ -568,7 +616,10 @@ def isinstance_of_value_error(breakdown: Callable[[], None]) -> bool:
 
 @pytest.mark.parametrize("breakdown", BREAKDOWNS.values(), ids=BREAKDOWNS)
 def test_breakdown_on_the_way(
-    stage: Callable[..., Scene], run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, breakdown: Callable[[], None]
+    stage: Callable[..., Scene],
+    run: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+    breakdown: Callable[[], None],
 ) -> None:
     """An exception from deep below the request, on whatever thread it happens."""
     scene = stage()
@@ -594,9 +645,24 @@ def test_no_object_shows_the_key(stage: Callable[..., Scene], tmp_path: Path) ->
     args = generate.validate_args(generate.Args("a cup"))
     reference = generate.maybe_resize("shoe.png")
     ours = [each for each in gc.get_objects() if type(each).__module__ == "generate"]
-    named = [target, args, reference, made, caught.value, generate.load_api_key(), generate.load_base_url(), vars(generate)]
-    assert {"Target", "Generation", "Args", "Reference", "AuthError"} <= {type(each).__name__ for each in [*ours, *named]}
-    shown = [view(each) for each in [*named, *ours] for view in (repr, str, "{}".format, lambda x: f"{[x]}", lambda x: f"{x!a}")]
+    named = [
+        target,
+        args,
+        reference,
+        made,
+        caught.value,
+        generate.load_api_key(),
+        generate.load_base_url(),
+        vars(generate),
+    ]
+    assert {"Target", "Generation", "Args", "Reference", "AuthError"} <= {
+        type(each).__name__ for each in [*ours, *named]
+    }
+    shown = [
+        view(each)
+        for each in [*named, *ours]
+        for view in (repr, str, "{}".format, lambda x: f"{[x]}", lambda x: f"{x!a}")
+    ]
     assert scene.leaks(*shown) == []
     assert generate.mask_key(KEY) in repr(target)
 
@@ -625,7 +691,9 @@ def test_redact(key: str, encode: Callable[[str], str]) -> None:
     assert tree["a"][0].startswith("the gateway said ")
 
 
-@pytest.mark.parametrize("text", ["", "a red apple", "the stand-in gateway", "sk-", "0123", "https://api.omnimaas.com/v1", KEY[:8] + "…"])
+@pytest.mark.parametrize(
+    "text", ["", "a red apple", "the stand-in gateway", "sk-", "0123", "https://api.omnimaas.com/v1", KEY[:8] + "…"]
+)
 def test_redact_leaves_the_rest_alone(text: str) -> None:
     assert generate.redact(text, [KEY]) == text
 
@@ -635,7 +703,9 @@ def test_redact_leaves_the_rest_alone(text: str) -> None:
 
 def wire(gateway: Gateway) -> str:
     """All that has arrived at a gateway."""
-    return "\n".join(f"{each.method} {each.target}\n{each.headers}\n{each.body.decode('latin-1')}" for each in gateway.requests)
+    return "\n".join(
+        f"{each.method} {each.target}\n{each.headers}\n{each.body.decode('latin-1')}" for each in gateway.requests
+    )
 
 
 @pytest.fixture
@@ -658,12 +728,9 @@ def links(picture_link: str, encode: Callable[[str], str]) -> dict[str, str]:
     }
 
 
-SHORT = ["plain", "URL-encoded", "URL-encoded, every letter", "base64 of Bearer", "base64, shifted by 2", "hex", "only the end"]
-
-
 @pytest.mark.parametrize("form", links("http://x/media/", str))
-@pytest.mark.parametrize("encode", SHORT)
-@pytest.mark.parametrize("how", ["link", "redirect", "second redirect", "permanent redirect"])
+@pytest.mark.parametrize("encode", ["plain", "URL-encoded, every letter", "base64 of Bearer", "only the end"])
+@pytest.mark.parametrize("how", ["link", "redirect", "second redirect"])
 def test_result_on_another_host(
     stage: Callable[..., Scene], run: Callable[..., Outcome], other: Gateway, how: str, encode: str, form: str
 ) -> None:
@@ -675,7 +742,7 @@ def test_result_on_another_host(
         gateway.answer_always(Reply(302, {"Location": link}), path="/media/two")
         link = f"{gateway.origin}/media/two"
     if how != "link":
-        gateway.answer_always(Reply(301 if how.startswith("perm") else 302, {"Location": link}), path="/media/one")
+        gateway.answer_always(Reply(301, {"Location": link}), path="/media/one")
         link = f"{gateway.origin}/media/one"
     gateway.answer(Reply(headers={"Set-Cookie": f"session={KEY}; Path=/"}, body={"data": [{"url": link}]}))
     done = run(*OPENAI, "--json")
@@ -687,14 +754,18 @@ def test_result_on_another_host(
     assert scene.leaks(done.out, done.err) == []
 
 
-def test_picture_on_another_host_is_fetched(stage: Callable[..., Scene], run: Callable[..., Outcome], other: Gateway, tmp_path: Path) -> None:
+def test_picture_on_another_host_is_fetched(
+    stage: Callable[..., Scene], run: Callable[..., Outcome], other: Gateway, tmp_path: Path
+) -> None:
     """Not sending the key is not the same as not asking."""
     scene = stage()
     scene.gateway.answer(Reply(body={"data": [{"url": other.publish("a.png", PNG)}]}))
     assert run(*OPENAI).code == 0
     assert (tmp_path / "apple.png").read_bytes() == PNG
     assert [each.method for each in other.requests] == ["GET"]
-    assert sorted(other.requests[0].headers) == sorted(["Host", "User-Agent", "Accept-Encoding", "Accept", "Connection"])
+    assert sorted(other.requests[0].headers) == sorted(
+        ["Host", "User-Agent", "Accept-Encoding", "Accept", "Connection"]
+    )
 
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 305, 307, 308])
@@ -716,9 +787,15 @@ def test_redirect_to_another_host(
 def test_other_ways_to_name_a_host(stage: Callable[..., Scene], run: Callable[..., Outcome], other: Gateway) -> None:
     """Headers and pages that a browser would follow."""
     scene = stage()
-    headers = {"Alt-Svc": f'http="{other.origin[7:]}"', "Link": f"<{other.url}>; rel=preload", "Content-Location": other.url}
+    headers = {
+        "Alt-Svc": f'http="{other.origin[7:]}"',
+        "Link": f"<{other.url}>; rel=preload",
+        "Content-Location": other.url,
+    }
     page = f'<meta http-equiv="refresh" content="0; url={other.url}"><base href="{other.url}/"><script src="{other.url}/a.js">'
-    scene.gateway.answer(Reply(headers=headers, body=page), Reply(401, {**headers, "WWW-Authenticate": "Basic"}), Reply(407, headers))
+    scene.gateway.answer(
+        Reply(headers=headers, body=page), Reply(401, {**headers, "WWW-Authenticate": "Basic"}), Reply(407, headers)
+    )
     assert [run(*GEMINI).code for _ in range(3)] == [7, 4, 7]
     assert other.requests == []
 
@@ -744,7 +821,20 @@ def proxied(address: str) -> dict[str, str]:
 @pytest.mark.parametrize("where", ["library", "process"])
 @pytest.mark.parametrize(
     "name",
-    ["dead proxy", "live proxy", "SOCKS proxy", "broken proxy", "no_proxy", "netrc", "NETRC", "warnings", "dev mode", "CA", "debug", "encoding"],
+    [
+        "dead proxy",
+        "live proxy",
+        "SOCKS proxy",
+        "broken proxy",
+        "no_proxy",
+        "netrc",
+        "NETRC",
+        "warnings",
+        "dev mode",
+        "CA",
+        "debug",
+        "encoding",
+    ],
 )
 def test_environment_changes_nothing(
     stage: Callable[..., Scene], run: Callable[..., Outcome], cli: Callable[..., Outcome], other: Gateway,
@@ -769,7 +859,9 @@ def test_environment_changes_nothing(
         "debug": {"PYTHONDEBUG": "1", "PYTHONASYNCIODEBUG": "1", "PYTHONFAULTHANDLER": "1"},
         "encoding": {"PYTHONIOENCODING": "utf-8", "PYTHONUTF8": "1", "LC_ALL": "C"},
     }
-    for path in {"netrc": [Path.home() / ".netrc", Path.home() / "_netrc"], "NETRC": [tmp_path / "netrc"]}.get(name, []):
+    for path in {"netrc": [Path.home() / ".netrc", Path.home() / "_netrc"], "NETRC": [tmp_path / "netrc"]}.get(
+        name, []
+    ):
         path.write_text(netrc)
         path.chmod(0o600)
     for variable, value in changes[name].items():
@@ -783,7 +875,9 @@ def test_environment_changes_nothing(
     assert scene.leaks(changed.out, changed.err) == []
 
 
-@pytest.mark.parametrize("name", ["401 message", "502 page", "302 Location", "200 dead link", "200 text", "picture and usage"])
+@pytest.mark.parametrize(
+    "name", ["401 message", "502 page", "302 Location", "200 dead link", "200 text", "picture and usage"]
+)
 @pytest.mark.parametrize("encode", ["plain", "base64 of Bearer"])
 def test_echo_to_a_process(stage: Callable[..., Scene], cli: Callable[..., Outcome], name: str, encode: str) -> None:
     """The same as a user runs it, with Python's warnings as errors."""
@@ -835,7 +929,9 @@ def test_key_is_sent_in_one_header_only(stage: Callable[..., Scene], tmp_path: P
     assert leaks(wire(scene.gateway), KEY) == []
 
 
-def test_key_survives_a_closed_screen(stage: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_key_survives_a_closed_screen(
+    stage: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Output that cannot be written makes no detour into another stream."""
     scene = stage()
     scene.gateway.answer(PLACES["401 message"](KEY, scene.gateway))
