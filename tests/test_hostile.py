@@ -210,6 +210,7 @@ def frugal(*words: object, memory_mb: int = 1200, env: dict[str, str] | None = N
     return done.returncode, json.loads(done.stdout), time.monotonic() - began
 
 
+@pytest.mark.slow
 @table("make", {name: (make,) for name, make in BOMBS.items()})
 def test_bomb_as_a_reference(gateway: Gateway, tmp_path: Path, make: Callable[[], bytes]) -> None:
     """A few kilobytes that unfold to gigabytes: refused before anything is sent, or defused, within modest memory."""
@@ -226,6 +227,7 @@ def test_bomb_as_a_reference(gateway: Gateway, tmp_path: Path, make: Callable[[]
         assert "bomb.png" in facts["error"]["message"]
 
 
+@pytest.mark.slow
 @table("make", {name: (make,) for name, make in BOMBS.items()})
 def test_bomb_as_a_result(gateway: Gateway, kept: Path, make: Callable[[], bytes]) -> None:
     """The same from a gateway: saved only if it decodes, otherwise kept as it came and told."""
@@ -250,6 +252,7 @@ def unfolding(start: bytes, megabytes: int = 1000) -> bytes:
     return head + piece * megabytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [200, 500])
 @pytest.mark.parametrize("declared", ["gzip", None])
 def test_compressed_answer_that_unfolds_for_ever(gateway: Gateway, status: int, declared: str | None) -> None:
@@ -261,6 +264,7 @@ def test_compressed_answer_that_unfolds_for_ever(gateway: Gateway, status: int, 
     assert (code, facts["error"]["kind"]) in ((7, "response"), (6, "unavailable"))
 
 
+@pytest.mark.slow
 def test_compressed_answer_with_a_picture_before_the_bomb(gateway: Gateway) -> None:
     """What was paid for stands before a gigabyte of blanks."""
     answer = json.dumps({"data": [{"b64_json": base64.b64encode(PICTURE).decode()}]}).encode()
@@ -270,6 +274,7 @@ def test_compressed_answer_with_a_picture_before_the_bomb(gateway: Gateway) -> N
     assert code == 0 and Path("x.jpeg").read_bytes() == PICTURE
 
 
+@pytest.mark.slow
 def test_compressed_picture_url_that_unfolds_for_ever(gateway: Gateway) -> None:
     url = f"{gateway.origin}/media/x.jpeg"
     gateway.answer(Reply(body={"data": [{"url": url}]}))
@@ -410,6 +415,7 @@ NAMES = {
 }
 
 
+@pytest.mark.slow
 @table("name", {key: (name,) for key, name in NAMES.items()})
 def test_strange_name(gateway: Gateway, tmp_path: Path, name: str) -> None:
     """The same strange name for the reference, the prompt file and the output: read, written and printed exactly."""
@@ -741,6 +747,7 @@ CONSOLES = {
 SAID = "提示词违规 🍎 é"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surroundings", CONSOLES.values(), ids=CONSOLES)
 def test_success_on_a_poor_console(gateway: Gateway, tmp_path: Path, surroundings: dict[str, Any]) -> None:
     """An emoji in the path, in a warning and in the prompt: the picture is saved, and the path is its very bytes."""
@@ -797,6 +804,7 @@ UTTERANCES = {  # (words, variables, exit code, what must be readable on standar
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surroundings", CONSOLES.values(), ids=CONSOLES)
 @table("words, variables, code, readable", UTTERANCES)
 def test_words_on_a_poor_console(

@@ -89,6 +89,7 @@ for child in children:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the flock of processes is made by fork")
 def test_fifty_processes_write_at_once(gateway: Gateway, ledger: Path, tmp_path: Path) -> None:
     """150 calls of 50 processes, every third of them failed: 150 whole lines, none torn, none lost.

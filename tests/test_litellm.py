@@ -1,7 +1,7 @@
 """A real gateway: LiteLLM's proxy on loopback, in front of the stand-in, with its own ideas of shapes and errors.
 
-It asks the stand-in as it would ask OpenAI and Google: /v1/images/* for gpt-image-1, Google's native generateContent for
-gemini-3-pro-image-preview. tests/run.sh installs it into tests/.venv-litellm; elsewhere the variable LITELLM names it.
+It asks the stand-in as it would ask OpenAI and Google: /v1/images/* for gpt-image-1, Google's own generateContent for
+gemini-3-pro-image-preview. tests/run.sh installs it into tests/.venv-litellm; the variable LITELLM may name another.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
@@ -286,6 +285,7 @@ def test_upstream_fails_once(
     assert (outcome.code, outcome.json["attempts"], len(upstream.calls)) == (0, 2, 2), outcome.err
 
 
+SPENT = {"usageMetadata": {"promptTokenCount": 5, "totalTokenCount": 5}}
 REFUSALS = {
     "moderation": (
         OPENAI,
@@ -294,15 +294,8 @@ REFUSALS = {
             "param": None, "code": "moderation_blocked",
         }}),
     ),
-    "prompt blocked": (GEMINI, Reply(body={"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}})),
-    "picture withheld": (GEMINI, Reply(body={"candidates": [{"finishReason": "IMAGE_SAFETY", "index": 0}]})),
-    "in words": (
-        GEMINI,
-        Reply(body={"candidates": [{
-            "content": {"role": "model", "parts": [{"text": "I cannot make a picture of that."}]},
-            "finishReason": "STOP",
-        }]}),
-    ),
+    "prompt blocked": (GEMINI, Reply(body={"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}, **SPENT})),
+    "picture withheld": (GEMINI, Reply(body={"candidates": [{"finishReason": "IMAGE_SAFETY", "index": 0}], **SPENT})),
 }  # fmt: skip
 
 
@@ -312,15 +305,24 @@ def test_upstream_refuses(
     cli: Run, upstream: Gateway, tmp_path: Path, model: str, reply: Reply, references: int
 ) -> None:
     """A refusal that is paid for again with every attempt, or reported as a technical fault."""
-    usage = {"usageMetadata": {"promptTokenCount": 5, "totalTokenCount": 5}} if model == GEMINI else {}
-    upstream.answer_always(replace(reply, body={**reply.body, **usage}))
+    upstream.answer_always(reply)
     flags = reference_flags(tmp_path, REFERENCES[:references])
     outcome = cli("--prompt", "x", "--model", model, "--json", *flags)
     error = error_of(outcome)
     assert (outcome.code, error["kind"], error["retryable"], error["billed"]) == (7, "refused", False, "no")
     assert len(upstream.calls) == 1
-    if "candidates" in reply.body and "content" in reply.body["candidates"][0]:
-        assert "I cannot make a picture of that." in error["message"]
+
+
+@pytest.mark.parametrize("references", [0, 1])
+def test_upstream_answers_in_words(cli: Run, upstream: Gateway, tmp_path: Path, references: int) -> None:
+    """What the model had to say for its money, kept from the user."""
+    content = {"role": "model", "parts": [{"text": "Which apple do you mean?"}]}
+    upstream.answer_always(Reply(body={"candidates": [{"content": content, "finishReason": "STOP"}], **SPENT}))
+    outcome = cli("--prompt", "x", "--json", *reference_flags(tmp_path, REFERENCES[:references]))
+    error = error_of(outcome)
+    assert (outcome.code, error["kind"], error["retryable"], error["billed"]) == (7, "response", False, "yes")
+    assert "Which apple do you mean?" in error["message"]
+    assert len(upstream.calls) == 1
 
 
 @BOTH

@@ -270,7 +270,8 @@ def test_a_place_that_cannot_be_written_is_found_out_before_anything_is_sent(
     (folder / "kept.png").chmod(0o444)
     if mode is not None:
         locked.chmod(mode)
-    process = start("--prompt", "a cup", "--output", output, preexec_fn=restrict)
+    measure = dict.fromkeys(("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"))  # it writes files of its own
+    process = start("--prompt", "a cup", "--output", output, env=measure, preexec_fn=restrict)
     out, err = process.communicate(timeout=30)
     locked.chmod(0o755)
     assert (process.returncode, out) == (2, "")

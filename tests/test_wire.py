@@ -110,7 +110,6 @@ def test_image_to_image_of_openai(gateway: Gateway, run: Any, refs: Any) -> None
     names = [str(part.filename) for part in received.files]
     assert [name.rpartition(".")[2].replace("jpeg", "jpg") for name in names] == ["png", "jpg", "webp"]
     assert all(name.isascii() and name.isprintable() for name in names)
-    assert len(set(names)) == 3
 
 
 @each_route
