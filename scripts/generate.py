@@ -146,16 +146,10 @@ Model = NamedTuple("Model", [("name", str), ("family", str), ("price_cny", Optio
 Target = NamedTuple("Target", [("key", "Key"), ("key_source", str), ("url", str), ("url_source", str)])
 Call = NamedTuple("Call", [("url", str), ("body", Any), ("files", Any)])  # files: (field, file name, Reference)
 Find = NamedTuple("Find", [("path", "tuple[Any, ...]"), ("data", bytes), ("link", str)])  # what may be a result
+Picture = NamedTuple(
+    "Picture", [("data", bytes), ("format", str), ("size", "tuple[int, int]"), ("link", Optional[str])]
+)
 Place = NamedTuple("Place", [("path", Path), ("unique", bool), ("format", str)])  # where to save, and as what
-
-
-class Picture(NamedTuple):
-    """A picture that was decoded to its end, and where it came from."""
-
-    data: bytes
-    format: str
-    size: tuple[int, int]
-    link: str | None = None
 
 
 class Key(str):
@@ -236,12 +230,8 @@ OPENAI_SIZE_BY_RATIO = {
 }  # fmt: skip
 
 # A key and a URL of one row belong together; rows, and then the files, in order of precedence.
-CONFIG_ROWS = (
-    ("OMNIMAAS_API_KEY", "OMNIMAAS_BASE_URL"),
-    ("PRODUCT_SHOTS_IMAGEGEN_API_KEY", "PRODUCT_SHOTS_IMAGEGEN_BASE_URL"),
-    ("RENDER_API_KEY", "RENDER_BASE_URL"),
-    ("CANVASFLOW_IMAGEGEN_API_KEY", "CANVASFLOW_IMAGEGEN_BASE_URL"),
-)
+OWNERS = ("OMNIMAAS", "PRODUCT_SHOTS_IMAGEGEN", "RENDER", "CANVASFLOW_IMAGEGEN")
+CONFIG_ROWS = tuple((f"{owner}_API_KEY", f"{owner}_BASE_URL") for owner in OWNERS)
 KEY_FILES = ("~/.product_shots_imagegen_api_key", "~/.product_shots_render_api_key", "~/.canvasflow_imagegen_api_key")
 DEFAULT_URL_KEYS = (CONFIG_ROWS[0][0], KEY_FILES[0])  # sources of keys that need no URL
 ENDPOINTS = {"edits": "/images/edits", "openai": "/images/generations", "gemini": "/chat/completions"}
@@ -379,8 +369,8 @@ def redact(value: Any, keys: Sequence[str]) -> Any:
     if not isinstance(value, str):
         return value
     forms = []
-    for key, raw in [(key, key.encode("utf-8")) for key in keys]:
-        forms += [key, quote(key, safe=""), raw.hex(), "".join(f"\\u{byte:04x}" for byte in raw)]
+    for key, raw in [(key, key.encode("utf-8", "surrogateescape")) for key in keys]:
+        forms += [key, quote(raw, safe=""), raw.hex(), "".join(f"\\u{byte:04x}" for byte in raw)]
         for shift in range(3):  # base64 depends on where the key stands, and its ends on what stands beside it
             inner = base64.b64encode(b"\0" * shift + raw)[4 if shift else 0 : -4].decode("ascii")
             forms += [inner, inner.translate(URL_SAFE)] if len(inner) > 8 else []
@@ -693,11 +683,13 @@ def shrink(data: bytes, max_dim: int, max_bytes: int = REFERENCE_LIMIT_BYTES) ->
     """An encoded picture within the limits: see `maybe_resize`; raises ValueError."""
     with decoding(data) as image:
         size, orientation = image.size, 1
+        fits = max(size) <= max_dim and len(data) <= max_bytes
+        if fits or image.format not in ("JPEG", "MPO"):  # a large JPEG is read at a fraction of its size
+            image.load()  # before getexif, which may hide that the picture is damaged
         with contextlib.suppress(Exception):  # a picture with broken EXIF is a good picture
             orientation = int(image.getexif().get(0x0112, 1))
-        fits = max(size) <= max_dim and len(data) <= max_bytes and orientation not in range(2, 9)
+        fits = fits and orientation not in range(2, 9)
         if fits and image.format in SENT_FORMATS and getattr(image, "n_frames", 1) == 1:
-            image.load()
             return Reference(data, MIME_BY_FORMAT[image.format], size, size)
         image = standardise(image, max_dim)
     opaque = image.mode == "RGB" or image.getextrema()[3][0] == 255
@@ -723,10 +715,7 @@ def maybe_resize(path: PathLike, max_dim: int = REFERENCE_EDGES_PX[0], max_bytes
 
 
 def fit_mask(path: PathLike | None, references: Sequence[Reference]) -> Reference | None:
-    """A mask at the size of the first reference, byte for byte when it has that size already; None without a mask.
-
-    raises: UsageError unless it is a PNG with alpha and of the same pixel size as the reference's file
-    """
+    """A mask at the size of the first reference, byte for byte when it has that size already; None without a mask."""
     if path is None:
         return None
     from PIL import Image
@@ -814,9 +803,8 @@ def words_of(path: Sequence[Any]) -> str:
 
 def find_links(key: str, text: str) -> Iterator[str]:
     """The links in a text that may lead to the result."""
-    if re.fullmatch(RELATIVE_LINK, text) and (
-        re.search(PICTURE_NAME, text) or text[0] == "/" and re.search(LINK_KEYS, key)
-    ):
+    rooted = text.startswith("/") and re.search(LINK_KEYS, key)
+    if re.fullmatch(RELATIVE_LINK, text) and (rooted or re.search(PICTURE_NAME, text)):
         yield text
     for match in re.finditer(LINK, text):
         link = match["url"] or match["src"] or match["bare"].rstrip(".,;:!?、。，；：！？）】」")
@@ -865,10 +853,7 @@ def choose_results(finds: Sequence[Find], family: str, echoes: Sequence[bytes]) 
 def read_answer(
     body: bytes | bytearray, args: Args, echoes: Sequence[bytes], fetch: Callable[[str], bytes]
 ) -> tuple[list[Picture], dict[str, Any]]:
-    """All pictures of a successful answer, and its usage; `fetch` gets the bytes behind a link.
-
-    raises: what `classify_response_error` finds, or ResponseError when what is there is no whole picture
-    """
+    """All pictures of a successful answer, and its usage; `fetch` gets the bytes behind a link."""
     tree = None if sniff_format(body) else parse_body(body)
     finds = [Find((), bytes(body), "")] if tree is None else list(find_images(tree))
     finds = [find for find in finds if find.data or not refusal_in(tree)]
@@ -922,9 +907,8 @@ def gateway_error(status: int, body: Any, headers: Mapping[str, str] = {}) -> Im
         texts = texts or texts_under(tree, r"detail|error|error_description|title|\d+")
         places = ".".join(text for path, text in itertools.islice(walk(tree), 1000) if "loc" in path)
         texts = [f"{places}: {texts[0]}" if places else texts[0]] if texts else [places]
-        words = texts_under(tree, "(error_?)?code|reason") + texts_under(
-            tree, "type|status|error"
-        )  # most telling first
+        words = texts_under(tree, "(error_?)?code|reason")  # the most telling ones
+        words += texts_under(tree, "type|status|error")
         words = [word for word in words if re.fullmatch(r"[\w.:-]*[^\W\d][\w.:-]*", word)]
         codes = re.sub("(?<=[a-z])(?=[A-Z])", "_", " ".join(words))
     message = one_line(texts[0])
@@ -942,13 +926,15 @@ def gateway_error(status: int, body: Any, headers: Mapping[str, str] = {}) -> Im
 
 def read_retry_after(headers: Mapping[str, str]) -> float:
     """The seconds that Retry-After (a number or a date) or retry-after-ms asks for, at most 60; 0 without a wish."""
+    import calendar
     import email.utils
 
     wish, milliseconds = headers.get("retry-after", ""), headers.get("retry-after-ms", "")
-    with contextlib.suppress(ValueError, TypeError, OverflowError, IndexError):
-        date = email.utils.parsedate_tz(wish)
-        then = email.utils.mktime_tz((*date[:9], date[9] or 0)) if date else 0  # without a zone it is GMT
-        seconds = then - time.time() if date else float(wish) if wish else float(milliseconds) / 1000
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        if not wish or re.fullmatch(r"[\d.]+", wish, re.A):
+            seconds = float(wish) if wish else float(milliseconds) / 1000
+        else:  # without a zone it is GMT
+            seconds = calendar.timegm(email.utils.parsedate_to_datetime(wish).utctimetuple()) - time.time()
         return min(max(0.0, seconds), MAX_RETRY_AFTER_S)
     return 0.0
 
@@ -1016,10 +1002,13 @@ class Exchange(threading.Thread):
                 meanwhile()
             self.join(POLL_S)
             self.late = self.is_alive() and time.monotonic() > (self.deadline if self.sockets else connect_by) - POLL_S
+        cut = self.is_alive()
         for sock in self.sockets:  # below TLS, whose own shutdown() would race with the thread that reads
             with contextlib.suppress(OSError, TypeError):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
         self.join(POLL_S)  # the thread hands over what it has
+        if cut:
+            heed_stop()
         declared = self.headers.get("content-length", "")
         if not self.fault and declared.isdigit() and len(self.received) < int(declared):
             self.fault = f"{declared} bytes were announced"
@@ -1027,7 +1016,6 @@ class Exchange(threading.Thread):
             "the time allowed is over" if self.late else self.fault or "the connection was closed" * (not self.status)
         )
         if not self.status:
-            heed_stop()
             what, hint = "gave no answer", ""
             if not self.sockets:
                 what, hint = "cannot be reached", "Check the network, the base URL and the proxy; nothing was billed."
@@ -1108,10 +1096,7 @@ def send(call: Call, target: Target, args: Args, deadline: float) -> Exchange:
 
 
 def fetch(url: str, args: Args, deadline: float) -> bytes:
-    """The bytes behind a result's link, asked for without the key, in several tries: they cost nothing.
-
-    raises: ResponseError with the link, so that the picture can still be had
-    """
+    """The bytes behind a result's link, asked for without the key, in several tries: they cost nothing."""
     log.info("fetching the picture from %s", one_line(url))
     fault = "the time allowed is over"
     for number in range(FETCH_TRIES):
@@ -1130,7 +1115,7 @@ def fetch(url: str, args: Args, deadline: float) -> bytes:
             if answer.status == 200 and not answer.fault:
                 return bytes(answer.received)
             fault = f"the server answered {answer.status} {answer.fault}".strip()
-        except UnavailableError as exc:
+        except (UnavailableError, Interrupted) as exc:
             fault = exc.message
         if STOP.is_set():
             raise Interrupted("Interrupted.", image_url=url, billed="yes")
@@ -1141,10 +1126,7 @@ def fetch(url: str, args: Args, deadline: float) -> bytes:
 
 
 def prove_writable(output: PathLike | None, family: str | None) -> Place:
-    """Make sure, before money is spent, that a picture can be stored; returns where and as what.
-
-    raises: UsageError for an extension that Pillow cannot write, an unwritable place, a full disk
-    """
+    """Make sure, before money is spent, that a picture can be stored; returns where and as what."""
     given = os.path.expanduser(os.fspath(output)) if output is not None else "./"
     unique = given.endswith(("/", os.sep)) or os.path.isdir(given)
     name = f"output-{int(time.time())}.{'png' if family == 'openai' else 'jpeg'}"
@@ -1222,11 +1204,12 @@ def in_format(picture: Picture, name: str) -> Picture:
 
     with decoding(picture.data) as source:
         image = standardise(source)
-    if name == "JPEG" and image.mode == "RGBA":
+    options = {"quality": SAVED_JPEG_QUALITY} if name == "JPEG" else {}
+    if options and image.mode == "RGBA":
         if image.getextrema()[3][0] < 255:
             log.warning("JPEG has no transparency: the picture is laid on white")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return Picture(encode(image, name, **({"quality": SAVED_JPEG_QUALITY} if name == "JPEG" else {})), name, image.size)
+    return picture._replace(data=encode(image, name, **options), format=name, size=image.size)
 
 
 def keep_elsewhere(data: bytes) -> str | None:
@@ -1241,10 +1224,7 @@ def keep_elsewhere(data: bytes) -> str | None:
 
 
 def save_all(pictures: Sequence[Picture], place: Place) -> list[tuple[Path, Picture]]:
-    """Store the pictures, the second as -2 and so on; returns what lies where.
-
-    raises: SaveError with the place where a picture is kept instead; ResponseError when one is too small to be real
-    """
+    """Store the pictures, the second as -2 and so on, or else keep them elsewhere; returns what lies where."""
     saved, kept, fault, link = [], [], "", None
     for number, picture in enumerate(pictures, 1):
         try:
@@ -1267,17 +1247,16 @@ def save_all(pictures: Sequence[Picture], place: Place) -> list[tuple[Path, Pict
     return saved
 
 
-def open_ledger(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o600)  # a pipe that nobody reads must not hang it
-
-
 def append_ledger(entry: Mapping[str, Any]) -> None:
     """Add a line to the file that PRODUCT_SHOTS_IMAGEGEN_LEDGER names, in one write, whole whoever else writes."""
     ledger = os.path.expanduser(os.environ.get("PRODUCT_SHOTS_IMAGEGEN_LEDGER", "").strip())
     line = (json.dumps(entry) + "\n").encode("ascii")
+    instantly = getattr(os, "O_NONBLOCK", 0)  # even if it is a pipe that nobody reads
     try:
         if ledger:
-            with open(ledger, "ab", buffering=0, opener=open_ledger) as file:
+            with open(
+                ledger, "ab", buffering=0, opener=lambda path, how: os.open(path, how | instantly, 0o600)
+            ) as file:
                 if file.write(line) != len(line):
                     raise OSError("the disk is full")
     except (OSError, ValueError) as exc:
@@ -1317,11 +1296,12 @@ def generate_gemini(prompt: str, model: str = DEFAULT_MODEL, ref_images: Sequenc
 
 
 def prepare(args: Args) -> tuple[list[Reference], Reference | None]:
-    """The references and the mask as they are sent, once the packages are there."""
+    """The references and the mask as they are sent; two at a time, as more would only take more memory."""
+    if not args.reference_images:
+        return [], None
     from concurrent.futures import ThreadPoolExecutor
 
-    require_packages()
-    with ThreadPoolExecutor(2) as pool:  # more would only add to the memory that large pictures take
+    with ThreadPoolExecutor(2) as pool:
         references = list(pool.map(maybe_resize, args.reference_images))
     return references, fit_mask(args.mask, references)
 
@@ -1406,8 +1386,6 @@ def call_once(
         error.status = error.status or answer.status
         if not answer.fault or error.image_url:
             raise
-        if STOP.is_set():
-            raise Interrupted("Interrupted.", salvage=error.salvage) from None
         fault = f"The answer broke off after {len(answer.received)} bytes: {answer.fault}."
         raise UnavailableError(fault, timed_out=answer.late, salvage=error.salvage) from None
     pictures = [picture._replace(link=picture.link and absolute(picture.link)) for picture in found]
@@ -1462,19 +1440,11 @@ def build_parser() -> Parser:
     prompt, flag = parser.add_mutually_exclusive_group().add_argument, parser.add_argument
     several: Any = {"action": "append", "default": []}
     prompt("--prompt", metavar="TEXT", help=f"what the picture shows, at most {MAX_PROMPT_CHARS} characters")
-    prompt(
-        "--prompt-file",
-        metavar="PATH",
-        dest="prompt",
-        type=read_prompt,
-        help="read the prompt from a UTF-8 file, - for standard input",
-    )
+    prompt("--prompt-file", metavar="PATH", dest="prompt", type=read_prompt, help="a UTF-8 file, - for standard input")
     flag("--model", metavar="NAME", default=DEFAULT_MODEL, help="default: %(default)s; its name decides the family")
     flag("--family", choices=("openai", "gemini"), help="only for a model name that cannot be placed")
     flag("--aspect-ratio", metavar="R", help=" ".join(OPENAI_SIZE_BY_RATIO))
-    flag(
-        "--size", metavar="WxH", help=f"openai; wins over --aspect-ratio; default: from the ratio, else {DEFAULT_SIZE}"
-    )
+    flag("--size", metavar="WxH", help=f"openai; wins over --aspect-ratio; default: the ratio's, else {DEFAULT_SIZE}")
     flag("--negative-prompt", metavar="TEXT", help="what to avoid; appended to the prompt")
     flag("--n", metavar="N", type=number, default=1, help="openai: how many images, 1 to 10, all saved")
     flag("--reference-image", metavar="PATH", **several, help="repeatable; gemini at most 9, openai 16")
@@ -1538,10 +1508,11 @@ def act_dry_run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]
 
 
 def act_list_models(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    rows = [["model", "family", "CNY/image", "references", "typical", "sizes"]]
-    for m in CATALOGUE:
-        rows.append([m.name, m.family, f"{m.price_cny:.2f}", str(m.max_references), m.typical, m.sizes or "-"])
-    return {"models": [model._asdict() for model in CATALOGUE]}, aligned(rows)
+    head = ["model", "family", "CNY/image", "references", "typical", "sizes"]
+    rows = [
+        [m.name, m.family, f"{m.price_cny:.2f}", str(m.max_references), m.typical, m.sizes or "-"] for m in CATALOGUE
+    ]
+    return {"models": [model._asdict() for model in CATALOGUE]}, aligned([head, *rows])
 
 
 def act_check(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
@@ -1623,10 +1594,13 @@ def print_out(text: str) -> None:
     """Text to standard output, a path in the file system's own bytes whatever the console's encoding."""
     with contextlib.suppress(
         OSError, ValueError, AttributeError
-    ):  # closed or broken: the picture is there all the same
+    ):  # closed or broken: the picture is there for all that
         if os.name == "posix" and hasattr(sys.stdout, "buffer"):
             sys.stdout.flush()
-            sys.stdout.buffer.write(os.fsencode(text + "\n"))
+            try:
+                sys.stdout.buffer.write(os.fsencode(text + "\n"))
+            except UnicodeEncodeError:  # more than the file system's encoding has
+                sys.stdout.buffer.write((text + "\n").encode("utf-8", "surrogateescape"))
         else:
             sys.stdout.write(text + "\n")
         sys.stdout.flush()

@@ -152,3 +152,13 @@ def start(clean_environment: None) -> Iterator[Callable[..., subprocess.Popen[st
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+# Many processes, deadlines that are waited for, or thousands of random answers: on one Python, see tests/run.sh.
+SLOW_MODULES = ("any_answer", "faults", "gateway", "hostile", "moments", "retries", "scale", "secrecy", "setup")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem[len("test_") :] in SLOW_MODULES:
+            item.add_marker(pytest.mark.slow)
