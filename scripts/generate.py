@@ -42,7 +42,7 @@ import warnings
 import zlib
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, NamedTuple, NoReturn, Optional, Sequence, Union
-from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 VERSION = "1.0"
 DEFAULT_MODEL = "gemini-3-pro-image-preview"
@@ -320,6 +320,9 @@ BLANKS = "\ufeff\0 \t\r\n"  # what may stand around JSON
 RELATIVE_LINK = r"/{0,2}[\w.~%:/-]+(\?\S*)?"
 PICTURE_NAME = r"(?i)\.(png|jpe?g|webp|gif|avif)\b"
 PICTURE_WORD = r"(?i)image|picture|photo|download|图|下载"
+CODED_LETTER = (
+    r"(?i)%(?:25)*[0-7][0-9a-f]|\\+(?:u00|x)[0-7][0-9a-f]|&#0*\d{2,3};|&#x0*[0-9a-f]{2};|[\s\S]"  # or a plain one
+)
 URL_SAFE, FROM_URL_SAFE = str.maketrans("+/", "-_"), str.maketrans("-_", "+/")
 
 # Required word for word, see the specification's section Onboarding.
@@ -370,14 +373,24 @@ def redact(value: Any, keys: Sequence[str]) -> Any:
         return value
     forms = []
     for key, raw in [(key, key.encode("utf-8", "surrogateescape")) for key in keys]:
-        forms += [key, quote(raw, safe=""), raw.hex(), "".join(f"\\u{byte:04x}" for byte in raw)]
+        forms += [key, raw.hex()]
         for shift in range(3):  # base64 depends on where the key stands, and its ends on what stands beside it
             inner = base64.b64encode(b"\0" * shift + raw)[4 if shift else 0 : -4].decode("ascii")
-            forms += [inner, inner.translate(URL_SAFE)] if len(inner) > 8 else []
+            forms += [inner, inner.translate(URL_SAFE)] if len(inner) > 7 else []
     pieces = {form[i : i + 8 + (not i)].lower() for form in forms for i in range(max(1, len(form) - 7))}
-    if not any(map(value.lower().__contains__, pieces)):  # the usual case, and a hundred times as fast
-        return value
-    return re.sub(rf"(?:(?={'|'.join(map(re.escape, pieces))})[\s\S])+[\s\S]{{,7}}", "[key]", value, flags=re.I)
+    if not pieces or not re.search(r"%|\\|&#", value) and not any(map(value.lower().__contains__, pieces)):
+        return value  # the usual case, and a hundred times as fast
+    import html
+
+    units = re.findall(CODED_LETTER, value)  # each letter, however it is written
+    plain = "".join(
+        unit if len(unit) == 1 else unquote(re.sub(r"\\+(u00|x)|%(25)+(?=..)", "%", html.unescape(unit)))
+        for unit in units
+    )
+    blotted, done = "", 0
+    for match in re.finditer(rf"(?:(?={'|'.join(map(re.escape, pieces))})[\s\S])+[\s\S]{{,7}}", plain, re.I):
+        blotted, done = blotted + "".join(units[done : match.start()]) + "[key]", match.end()
+    return blotted + "".join(units[done:])
 
 
 # --- Configuration ---

@@ -169,7 +169,9 @@ class Scene:
     def leaks(self, *texts: object) -> list[str]:
         """What can be found of the key, in these texts, in all files and in the log of every module at every level."""
         files = self.files()
-        contents = [data.decode("latin-1") for data in files.values() if data != PNG]
+        pictures = [data for data in files.values() if generate.sniff_format(data)]  # too long to look for encodings in
+        assert not any(self.key.encode() in data for data in pictures)
+        contents = [data.decode("latin-1") for data in files.values() if data not in pictures]
         return leaks("\n\n".join(map(str, [*texts, *files, *contents, self.caplog.text])), self.key)
 
 
@@ -348,7 +350,6 @@ def test_retries_say_nothing(
         pytest.param({}, error(code=KEY[:19], message=KEY[19:]), id="code and message"),
         pytest.param({}, error(code=KEY[:19], message=f"{KEY[19:]} {KEY[:19]}"), id="code and message, both ways"),
         pytest.param({}, {"detail": [{"loc": [KEY[:13], KEY[13:26]], "msg": KEY[26:]}]}, id="three fields"),
-        pytest.param({}, {"detail": [{"loc": list(KEY), "msg": "no"}]}, id="letter by letter"),
         pytest.param({}, error(code=KEY[:26], message=KEY[26:]), id="the end alone"),
         pytest.param({}, error(message=KEY.replace("-", "-\n")), id="line feeds"),
     ],
