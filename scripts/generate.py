@@ -451,7 +451,7 @@ def load_base_url(key_source: str | None = None, given: str | None = None) -> tu
         fault = "ends in an endpoint" if right else "is no http or https address without user, query and fragment"
         raise ConfigError(f"The base URL{shown} from {source} {fault}.", f"Set it to: {right or DEFAULT_BASE_URL}")
     if url.lower().startswith("http:") and not re.fullmatch(r"localhost|127(\.\d+){3}|::1", host):
-        log.warning("the base URL %s from %s is plain http: the key travels unencrypted", url, source)
+        log.warning("the base URL from %s is plain http: the key travels unencrypted", source)
     return url, source
 
 
@@ -1267,13 +1267,12 @@ def append_ledger(entry: Mapping[str, Any]) -> None:
     instantly = getattr(os, "O_NONBLOCK", 0)  # even if it is a pipe that nobody reads
     try:
         if ledger:
-            with open(
-                ledger, "ab", buffering=0, opener=lambda path, how: os.open(path, how | instantly, 0o600)
-            ) as file:
+            opener = lambda path, how: os.open(path, how | instantly, 0o600)  # noqa: E731
+            with open(ledger, "ab", buffering=0, opener=opener) as file:
                 if file.write(line) != len(line):
                     raise OSError("the disk is full")
     except (OSError, ValueError) as exc:
-        log.warning("the ledger %r could not be written: %s", ledger, reason(exc))
+        log.warning("the ledger that PRODUCT_SHOTS_IMAGEGEN_LEDGER names could not be written: %s", reason(exc))
 
 
 # --- Library ---
@@ -1326,7 +1325,7 @@ def run(args: Args, target: Target, save: bool) -> Generation:
     references, mask = prepare(args)
     started, price = time.monotonic(), find_model(args.model, args.family).price_cny
     entry: dict[str, Any] = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    entry.update(model=redact(args.model, [target.key]), n=args.n, base_url=target.url)
+    entry.update(redact({"model": args.model, "n": args.n, "base_url": target.url}, [target.key]))
     try:
         made = call_with_retries(args, target, references, mask)
         made.saved = save_all(made.pictures, place) if place else []
@@ -1517,7 +1516,7 @@ def act_dry_run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]
     facts["fields" if call.files else "json"] = show_pictures(call.body, repr)
     if call.files:
         facts["files"] = [{"name": field, "filename": name, "content": repr(r)} for field, name, r in call.files]
-    return facts, [json.dumps(facts, indent=2, ensure_ascii=False)]
+    return facts, [json.dumps(redact(facts, [target.key]), indent=2, ensure_ascii=False)]
 
 
 def act_list_models(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
@@ -1548,8 +1547,9 @@ def act_check(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
             classify_response_error("", tree)
         facts.update(accepted=True, models=len(tree.get("data") or []))
     except RejectedError as error:
-        log.warning("whether the key is accepted cannot be told: %s", error.message)
-    return facts, aligned([[name, str(value)] for name, value in facts.items()])
+        log.warning("whether the key is accepted cannot be told: %s", redact(error.message, [target.key]))
+    shown = {True: "yes", None: "unknown"}
+    return facts, aligned([[name, shown.get(fact) or redact(str(fact), [target.key])] for name, fact in facts.items()])
 
 
 ACTIONS = {"list_models": act_list_models, "check": act_check, "dry_run": act_dry_run}

