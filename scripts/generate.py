@@ -967,12 +967,8 @@ def classify_response_error(family: str, body: Any) -> NoReturn:
     stated = [node.get(key) for node in (top.get("error"), top) if isinstance(node, dict) for key in ("code", "status")]
     status = next((int(str(value)) for value in stated if re.fullmatch("[45][0-9][0-9]", str(value))), 200)
     error = gateway_error(status, tree)
-    if (
-        status != 200
-        or any(map(top.get, ("error", "errors", "detail")))
-        or top.get("code")
-        and error.kind != "response"
-    ):
+    told = any(map(top.get, ("error", "errors", "detail")))
+    if status != 200 or told or (top.get("code") and error.kind != "response"):
         raise error
     if refusal := refusal_in(tree):
         raise RefusedError(f"The model refused: {one_line(refusal)}.")
@@ -1013,8 +1009,9 @@ class Exchange(threading.Thread):
         while self.is_alive() and not self.late and not STOP.is_set():
             if self.sockets:
                 meanwhile()
-            self.join(POLL_S)
-            self.late = self.is_alive() and time.monotonic() > (self.deadline if self.sockets else connect_by) - POLL_S
+            rest_s = (self.deadline if self.sockets else connect_by) - time.monotonic()
+            self.join(max(0.0, min(POLL_S, rest_s)))
+            self.late = self.is_alive() and rest_s <= 0
         cut = self.is_alive()
         for sock in self.sockets:  # below TLS, whose own shutdown() would race with the thread that reads
             with contextlib.suppress(OSError, TypeError):
@@ -1041,8 +1038,8 @@ class Exchange(threading.Thread):
         return self
 
     def run(self) -> None:
-        timeout_s = max(POLL_S, self.deadline - time.monotonic())
-        waits = (min(CONNECT_TIMEOUT_S, timeout_s), timeout_s)
+        timeout_s = max(POLL_S, self.deadline - time.monotonic()) + POLL_S  # `answer` is the first to lose patience
+        waits = (min(CONNECT_TIMEOUT_S + POLL_S, timeout_s), timeout_s)
         try:
             with self.session(timeout_s) as session:
                 method = "POST" if "data" in self.content else "GET"

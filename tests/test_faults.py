@@ -141,6 +141,8 @@ def server(talk: Talk, tls: ssl.SSLContext | None = None, receive_buffer: int = 
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
+            # subtle: else bytes that wait to be sent behind others, not yet confirmed, would be lost in a reset
+            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with contextlib.suppress(OSError):  # clients may leave at any time
                 talk(tls.wrap_socket(self.request, server_side=True) if tls else self.request)
 

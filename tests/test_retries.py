@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,8 +41,10 @@ both_families = pytest.mark.parametrize("family", MODELS)
 
 
 @pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_waits(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a temporary folder of our own, where halves of pictures are kept."""
     monkeypatch.setattr(generate, "RETRY_WAITS_S", (0.02, 0.03, 0.04))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
 
 
 @pytest.fixture
