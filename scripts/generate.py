@@ -29,6 +29,7 @@ import argparse
 import base64
 import binascii
 import contextlib
+import functools
 import importlib.util
 import io
 import itertools
@@ -41,7 +42,7 @@ import time
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, NoReturn, Optional, Sequence, Union
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, NoReturn, Optional, Sequence, Union
 from urllib.parse import unquote, urljoin, urlsplit
 
 VERSION = "1.0"
@@ -758,20 +759,25 @@ def parse_body(body: Any) -> Any:
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text)
     with contextlib.suppress(ValueError, RecursionError):
-        events = [json.loads(event) for event in re.findall(r"^data:\s*(\{.*)", text, re.M)]
+        events = json.loads("[" + ",".join(re.findall(r"^data:\s*(\{.*)", text, re.M)) + "]")
         deltas = "".join(piece for path, piece in walk(events) if path[-2:] == ("delta", "content"))
         return [*events, deltas] if events else text
     return text
 
 
-def walk(tree: Any) -> Iterator[tuple[tuple[Any, ...], str]]:
+def walk(tree: Any, most_nodes: int = 10_000_000) -> Iterator[tuple[tuple[Any, ...], str]]:
     """Every text and number of a tree in order, with its path; JSON in a text is entered, a list of bytes base64."""
-    stack: list[Iterator[tuple[tuple[Any, ...], tuple[Any, Any]]]] = [iter([((), ("", tree))])]
-    while stack:
-        parent, (name, node) = next(stack[-1], ((), (None, None)))
-        path = (*parent, name) if len(stack) > 1 else ()
-        if name is None:
-            stack.pop()
+
+    def children(path: tuple[Any, ...], items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+        return (((*path, name), node) for name, node in items)
+
+    levels: list[Iterator[tuple[Any, Any]]] = [iter([((), tree)])]
+    for _ in range(most_nodes):
+        path, node = next(levels[-1], (None, None))
+        if path is None:
+            levels.pop()
+            if not levels:
+                return
             continue
         if isinstance(node, str) and node[:1] in ("{", "["):
             with contextlib.suppress(ValueError, RecursionError):
@@ -783,15 +789,14 @@ def walk(tree: Any) -> Iterator[tuple[tuple[Any, ...], str]]:
             yield path, str(node)
         elif isinstance(node, dict):
             path += ("draft",) if node.get("thought") is True or "partial" in str(node.get("type")) else ()
-            stack.append(itertools.product([path], node.items()))
+            levels.append(children(path, node.items()))
         elif isinstance(node, list):
-            stack.append(itertools.product([path], enumerate(node)))
+            levels.append(children(path, enumerate(node)))
 
 
 def texts_under(tree: Any, keys: str) -> list[str]:
     """The texts of a tree whose own key matches, blank and very long ones left out; what is far from the top, too."""
-    nodes = itertools.islice(walk(tree), 10_000)
-    found = [text for path, text in nodes if path and re.fullmatch(keys, str(path[-1]), re.I)]
+    found = [text for path, text in walk(tree, 10_000) if path and re.fullmatch(keys, str(path[-1]), re.I)]
     return [text for text in found if text.strip() and len(text) < 100_000]
 
 
@@ -864,19 +869,22 @@ def choose_results(finds: Sequence[Find], family: str, echoes: Sequence[bytes]) 
 
 
 def read_answer(
-    body: bytes | bytearray, args: Args, echoes: Sequence[bytes], fetch: Callable[[str], bytes]
+    body: bytes | bytearray, args: Args, echoes: Sequence[bytes], fetch: Callable[[str, int], bytes]
 ) -> tuple[list[Picture], dict[str, Any]]:
-    """All pictures of a successful answer, and its usage; `fetch` gets the bytes behind a link."""
+    """All pictures of a successful answer, and its usage; `fetch` gets the bytes behind a link, given how many wait."""
     tree = None if sniff_format(body) else parse_body(body)
     finds = [Find((), bytes(body), "")] if tree is None else list(find_images(tree))
+    if isinstance(body, bytearray):
+        body.clear()  # a large answer would stand in memory twice
     finds = [find for find in finds if find.data or not refusal_in(tree)]
     pictures: list[Picture] = []
     faults, links, salvage = dict[str, None](), list[str](), b""
     readings = choose_results(finds, str(args.family), echoes)
-    for group in (group for reading in readings if not pictures for group in reading):
+    groups = (rest for reading in readings if not pictures for rest in zip(reading, range(len(reading), 0, -1)))
+    for group, waiting in groups:
         for find in group if len(links) < MAX_DEAD_LINKS else filter(lambda find: find.data, group):
             try:
-                data = find.data or fetch(find.link)
+                data = find.data or fetch(find.link, waiting)
                 if data not in echoes:
                     pictures.append(read_picture(data, find.link or None))
                     break
@@ -918,7 +926,7 @@ def gateway_error(status: int, body: Any, headers: Mapping[str, str] = {}) -> Im
     texts, codes = [tree] if isinstance(tree, str) else texts_under(tree, "(error_?)?(message|msg)"), ""
     if not isinstance(tree, str):
         texts = texts or texts_under(tree, r"detail|error|error_description|title|\d+")
-        places = ".".join(text for path, text in itertools.islice(walk(tree), 1000) if "loc" in path)
+        places = ".".join(text for path, text in walk(tree, 1000) if "loc" in path)
         texts = [f"{places}: {texts[0]}" if places else texts[0]] if texts else [places]
         words = texts_under(tree, "(error_?)?code|reason")  # the most telling ones
         words += texts_under(tree, "type|status|error")
@@ -942,7 +950,7 @@ def read_retry_after(headers: Mapping[str, str]) -> float:
     import calendar
     import email.utils
 
-    wish, milliseconds = headers.get("retry-after", ""), headers.get("retry-after-ms", "")
+    wish, milliseconds = headers.get("retry-after", "").strip(), headers.get("retry-after-ms", "")
     with contextlib.suppress(ValueError, TypeError, OverflowError):
         if not wish or re.fullmatch(r"[\d.]+", wish, re.A):
             seconds = float(wish) if wish else float(milliseconds) / 1000
@@ -984,6 +992,20 @@ def classify_response_error(family: str, body: Any) -> NoReturn:
 
 
 # --- Wire: the only code that opens sockets ---
+
+
+@functools.lru_cache(None)
+def watched(pool: Any) -> Any:
+    """A class of urllib3's connection pools whose connections hand their sockets to the Exchange that makes them."""
+
+    def connect(connection: Any) -> None:
+        pool.ConnectionCls.connect(connection)
+        exchange: Any = threading.current_thread()
+        connection.sock.settimeout(exchange.timeout_s)  # a long upload may take more than the time for connecting
+        exchange.sockets.append(connection.sock)
+
+    connection_class = type("Connection", (pool.ConnectionCls,), {"connect": connect})
+    return type(pool.__name__, (pool,), {"ConnectionCls": connection_class})
 
 
 class Exchange(threading.Thread):
@@ -1038,10 +1060,10 @@ class Exchange(threading.Thread):
         return self
 
     def run(self) -> None:
-        timeout_s = max(POLL_S, self.deadline - time.monotonic()) + POLL_S  # `answer` is the first to lose patience
-        waits = (min(CONNECT_TIMEOUT_S + POLL_S, timeout_s), timeout_s)
+        self.timeout_s = max(POLL_S, self.deadline - time.monotonic()) + POLL_S  # `answer` loses patience first
+        waits = (min(CONNECT_TIMEOUT_S + POLL_S, self.timeout_s), self.timeout_s)
         try:
-            with self.session(timeout_s) as session:
+            with self.session() as session:
                 method = "POST" if "data" in self.content else "GET"
                 response = session.request(method, self.url, timeout=waits, allow_redirects=False, **self.content)
                 self.headers.update({name.lower(): value for name, value in response.headers.items()})
@@ -1056,18 +1078,9 @@ class Exchange(threading.Thread):
             meanings = (words for pattern, words in WIRE_FAULTS if re.search(pattern, text, re.I))
             self.fault = next(meanings, type(exc).__name__)
 
-    def session(self, timeout_s: float) -> Any:
+    def session(self) -> Any:
         """A requests session that heeds no proxy variables and no .netrc, and hands over the sockets it connects."""
         import requests
-
-        def watched(pool: Any) -> Any:
-            def connect(connection: Any) -> None:
-                pool.ConnectionCls.connect(connection)
-                connection.sock.settimeout(timeout_s)  # a long upload may take more than the time for connecting
-                self.sockets.append(connection.sock)
-
-            connection_class = type("Connection", (pool.ConnectionCls,), {"connect": connect})
-            return type(pool.__name__, (pool,), {"ConnectionCls": connection_class})
 
         session = requests.Session()
         session.trust_env, session.stream = False, True
@@ -1105,8 +1118,8 @@ def send(call: Call, target: Target, args: Args, deadline: float) -> Exchange:
     return answer
 
 
-def fetch(url: str, args: Args, deadline: float) -> bytes:
-    """The bytes behind a result's link, asked for without the key, in several tries: they cost nothing."""
+def fetch(url: str, key: str, args: Args, deadline: float) -> bytes:
+    """The bytes behind a result's link, in several tries: they cost nothing. The key does not go along, in no part."""
     log.info("fetching the picture from %s", one_line(url))
     fault = "the time allowed is over"
     for number in range(FETCH_TRIES):
@@ -1121,7 +1134,7 @@ def fetch(url: str, args: Args, deadline: float) -> bytes:
                 answer = Exchange(place, args, try_by).answer()
                 if not 300 <= answer.status < 400:
                     break
-                place = urljoin(place, answer.headers.get("location", ""))
+                place = redact(urljoin(place, answer.headers.get("location", "")), [key])
             if answer.status == 200 and not answer.fault:
                 return bytes(answer.received)
             fault = f"the server answered {answer.status} {answer.fault}".strip()
@@ -1384,18 +1397,23 @@ def call_once(
     call = build_call(args, target.url, references, mask)
     answer = send(call, target, args, deadline)
     log.info("the answer has arrived")
+    size_bytes = len(answer.received)
 
     def absolute(link: str) -> str:
         return str(redact(urljoin(target.url, link), [target.key]))
 
+    def fetch_link(link: str, waiting: int) -> bytes:  # one silent server must leave time for the other pictures
+        now = time.monotonic()
+        return fetch(absolute(link), target.key, args, now + (deadline - now) / waiting)
+
     echoes = [reference.data for reference in references]
     try:
-        found, usage = read_answer(answer.received, args, echoes, lambda link: fetch(absolute(link), args, deadline))
+        found, usage = read_answer(answer.received, args, echoes, fetch_link)
     except ImageGenError as error:
         error.status = error.status or answer.status
         if not answer.fault or error.image_url:
             raise
-        fault = f"The answer broke off after {len(answer.received)} bytes: {answer.fault}."
+        fault = f"The answer broke off after {size_bytes} bytes: {answer.fault}."
         raise UnavailableError(fault, timed_out=answer.late, salvage=error.salvage) from None
     pictures = [picture._replace(link=picture.link and absolute(picture.link)) for picture in found]
     return Generation(pictures, redact(usage, [target.key]), call.url[len(target.url) :], attempt)
