@@ -446,13 +446,14 @@ def load_base_url(key_source: str | None = None, given: str | None = None) -> tu
     url, host = url.rstrip("/"), ""
     with contextlib.suppress(ValueError):
         host = (urlsplit(url).port, urlsplit(url).hostname or "")[1]
+    keys = [key for variable, _ in CONFIG_ROWS if (key := read_key(variable))]
+    shown = "" if "@" in url else f" {redact(url, keys)!r}"  # it may hold a password
     right = next((url[: -len(end)] for end in ENDPOINTS.values() if url.endswith(end)), "")
     if right or not host or not re.fullmatch(r"(?i)https?://[!-~]+", url) or re.search("[?#@]", url):
-        shown = "" if "@" in url else f" {url!r}"  # it may hold a password
         fault = "ends in an endpoint" if right else "is no http or https address without user, query and fragment"
         raise ConfigError(f"The base URL{shown} from {source} {fault}.", f"Set it to: {right or DEFAULT_BASE_URL}")
     if url.lower().startswith("http:") and not re.fullmatch(r"localhost|127(\.\d+){3}|::1", host):
-        log.warning("the base URL from %s is plain http: the key travels unencrypted", source)
+        log.warning("the base URL%s from %s is plain http: the key travels unencrypted", shown, source)
     return url, source
 
 

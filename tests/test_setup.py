@@ -31,6 +31,8 @@ APT = "{0}apt-get update && {0}apt-get install -y python3-venv && bash scripts/s
 AGAIN = "bash scripts/setup.sh"
 NOWHERE = "http://127.0.0.1:9/"  # nothing listens on the discard port
 
+FOREIGN = ("PYTHONPATH", "VIRTUAL_ENV", "COVERAGE_PROCESS_CONFIG")  # the copy is not measured, and runs at its own pace
+
 # What the programs on the PATH may be. BARE is a Python without packages: -S leaves out all of site-packages.
 BARE = f'exec {shlex.quote(BASE)} -S "$@"'
 FULL = f'exec {shlex.quote(sys.executable)} "$@"'
@@ -85,7 +87,7 @@ class Machine:
         path: str = "",
         **options: Any,
     ) -> Outcome:
-        changes = {"PATH": f"{path}{self.bin}", "PYTHONPATH": None, "VIRTUAL_ENV": None, **(env or {})}
+        changes = {**dict.fromkeys(FOREIGN), "PATH": f"{path}{self.bin}", **(env or {})}
         done = subprocess.run(
             [shutil.which(str(command[0]), path=changes["PATH"]) or command[0], *command[1:]],
             cwd=cwd or self.skill,
