@@ -877,7 +877,8 @@ def read_answer(
     finds = [Find((), bytes(body), "")] if tree is None else list(find_images(tree))
     if isinstance(body, bytearray):
         body.clear()  # a large answer would stand in memory twice
-    finds = [find for find in finds if find.data or not refusal_in(tree)]
+    refused = refusal_in(tree)
+    finds = [find for find in finds if find.data or not refused]
     pictures: list[Picture] = []
     faults, links, salvage = dict[str, None](), list[str](), b""
     readings = choose_results(finds, str(args.family), echoes)
@@ -1053,7 +1054,7 @@ class Exchange(threading.Thread):
             if not self.sockets:
                 what, hint = "cannot be reached", "Check the network, the base URL and the proxy; nothing was billed."
             facts = {"billed": "maybe" if self.sockets else "no", "timed_out": self.late and bool(self.sockets)}
-            fault = f"{urlsplit(self.url).netloc} {what}: {self.fault or 'the connection was closed'}."
+            fault = f"{urlsplit(self.url).netloc} {what}: {self.fault}."
             raise UnavailableError(fault, hint, retryable="TLS" not in self.fault, **facts)
         with contextlib.suppress(zlib.error):  # gzip, declared or not, up to the limit and as far as it is whole
             if self.received[:2] == b"\x1f\x8b":
