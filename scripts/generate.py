@@ -27,7 +27,6 @@ if __name__ == "__main__":  # an interrupt while the rest still loads ends as qu
 
 import argparse
 import base64
-import binascii
 import contextlib
 import functools
 import importlib.util
@@ -40,10 +39,7 @@ import stat
 import threading
 import time
 import warnings
-import zlib
-from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, NoReturn, Optional, Sequence, Union
-from urllib.parse import unquote, urljoin, urlsplit
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, NoReturn, Optional, Sequence, Union
 
 VERSION = "1.0"
 DEFAULT_MODEL = "gemini-3-pro-image-preview"
@@ -64,6 +60,10 @@ FETCH_TRIES, MAX_REDIRECTS, MAX_DEAD_LINKS = 3, 5, 10
 INTERRUPT_GRACE_S = 10.0  # what is under way gets to unwind, and a paid picture to reach the disk, after Ctrl-C
 POLL_S = 0.1
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+TYPE_CHECKING = False  # a type checker takes it for True; what stands under it costs nothing at a start
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PathLike = Union[str, "os.PathLike[str]"]
 log = logging.getLogger("image-gen")
@@ -150,7 +150,7 @@ Find = NamedTuple("Find", [("path", "tuple[Any, ...]"), ("data", bytes), ("link"
 Picture = NamedTuple(
     "Picture", [("data", bytes), ("format", str), ("size", "tuple[int, int]"), ("link", Optional[str])]
 )
-Place = NamedTuple("Place", [("path", Path), ("unique", bool), ("format", str)])  # where to save, and as what
+Place = NamedTuple("Place", [("path", str), ("unique", bool), ("format", str)])  # where to save, and as what
 
 
 class Key(str):
@@ -197,7 +197,7 @@ class Generation:
     def __init__(self, pictures: Sequence[Picture], usage: dict[str, Any], endpoint: str, attempts: int) -> None:
         self.pictures, self.usage, self.endpoint, self.attempts = pictures, usage, endpoint, attempts
         self.images = [picture.data for picture in pictures]
-        self.saved: list[tuple[Path, Picture]] = []
+        self.saved: list[tuple[str, Picture]] = []
         self.elapsed_s, self.tokens = 0.0, usage.get("total_tokens", usage.get("totalTokenCount"))
 
     def __iter__(self) -> Iterator[Any]:
@@ -321,9 +321,7 @@ BLANKS = "\ufeff\0 \t\r\n"  # what may stand around JSON
 RELATIVE_LINK = r"/{0,2}[\w.~%:/-]+(\?\S*)?"
 PICTURE_NAME = r"(?i)\.(png|jpe?g|webp|gif|avif)\b"
 PICTURE_WORD = r"(?i)image|picture|photo|download|图|下载"
-CODED_LETTER = (
-    r"(?i)%(?:25)*[0-7][0-9a-f]|\\+(?:u00|x)[0-7][0-9a-f]|&#0*\d{2,3};|&#x0*[0-9a-f]{2};|[\s\S]"  # or a plain one
-)
+CODED_LETTER = r"(?i)%(?:25)*[0-7][0-9a-f]|\\+(?:u00|x)[0-7][0-9a-f]|&#0*\d{2,3};|&#x0*[0-9a-f]{2};"
 URL_SAFE, FROM_URL_SAFE = str.maketrans("+/", "-_"), str.maketrans("-_", "+/")
 
 # Required word for word, see the specification's section Onboarding.
@@ -382,16 +380,14 @@ def redact(value: Any, keys: Sequence[str]) -> Any:
     if not pieces or not re.search(r"%|\\|&#", value) and not any(map(value.lower().__contains__, pieces)):
         return value  # the usual case, and a hundred times as fast
     import html
+    from urllib.parse import unquote
 
-    units = re.findall(CODED_LETTER, value)  # each letter, however it is written
-    plain = "".join(
-        unit if len(unit) == 1 else unquote(re.sub(r"\\+(u00|x)|%(25)+(?=..)", "%", html.unescape(unit)))
-        for unit in units
-    )
-    blotted, done = "", 0
-    for match in re.finditer(rf"(?:(?={'|'.join(map(re.escape, pieces))})[\s\S])+[\s\S]{{,7}}", plain, re.I):
-        blotted, done = blotted + "".join(units[done : match.start()]) + "[key]", match.end()
-    return blotted + "".join(units[done:])
+    def letter(match: re.Match[str]) -> str:
+        return unquote(re.sub(r"\\+(u00|x)|%(25)+(?=..)", "%", html.unescape(match[0])))
+
+    plain = re.sub(CODED_LETTER, letter, value)
+    blotted = re.sub(rf"(?:(?={'|'.join(map(re.escape, pieces))})[\s\S])+[\s\S]{{,7}}", "[key]", plain, flags=re.I)
+    return value if blotted == plain else blotted
 
 
 # --- Configuration ---
@@ -443,16 +439,16 @@ def load_base_url(key_source: str | None = None, given: str | None = None) -> tu
             return DEFAULT_BASE_URL, "default"
         wanted = dict(CONFIG_ROWS).get(key_source, CONFIG_ROWS[1][1])
         raise ConfigError(f"The key from {key_source} has no base URL.", f"Set {wanted} to your gateway's URL.")
-    url, host = url.rstrip("/"), ""
-    with contextlib.suppress(ValueError):
-        host = (urlsplit(url).port, urlsplit(url).hostname or "")[1]
+    url = url.rstrip("/")
+    parts = re.fullmatch(r"(?i)(https?)://(\[[\da-f:.]+\]|[\w.-]+)(?::(\d{1,5}))?(/[!-~]*)?", url, re.A)
+    scheme, host, port = parts.group(1, 2, 3) if parts else ("", "", "")
     keys = [key for variable, _ in CONFIG_ROWS if (key := read_key(variable))]
     shown = "" if "@" in url else f" {redact(url, keys)!r}"  # it may hold a password
     right = next((url[: -len(end)] for end in ENDPOINTS.values() if url.endswith(end)), "")
-    if right or not host or not re.fullmatch(r"(?i)https?://[!-~]+", url) or re.search("[?#@]", url):
+    if right or not parts or int(port or 0) > 65_535 or re.search("[?#@]", url):
         fault = "ends in an endpoint" if right else "is no http or https address without user, query and fragment"
         raise ConfigError(f"The base URL{shown} from {source} {fault}.", f"Set it to: {right or DEFAULT_BASE_URL}")
-    if url.lower().startswith("http:") and not re.fullmatch(r"localhost|127(\.\d+){3}|::1", host):
+    if scheme.lower() == "http" and not re.fullmatch(r"localhost|127(\.\d+){3}|\[::1\]", host.lower()):
         log.warning("the base URL%s from %s is plain http: the key travels unencrypted", shown, source)
     return url, source
 
@@ -689,7 +685,8 @@ def bytes_of(path: PathLike, what: str, hint: str) -> Iterator[bytes]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("it is not a file")
-        yield Path(path).read_bytes()
+        with open(path, "rb") as file:
+            yield file.read()
     except (OSError, ValueError) as exc:
         raise UsageError(f"The {what} {str(path)!r} cannot be used: {reason(exc)}.", hint) from exc
 
@@ -768,18 +765,13 @@ def parse_body(body: Any) -> Any:
 
 def walk(tree: Any, most_nodes: int = 10_000_000) -> Iterator[tuple[tuple[Any, ...], str]]:
     """Every text and number of a tree in order, with its path; JSON in a text is entered, a list of bytes base64."""
-
-    def children(path: tuple[Any, ...], items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[tuple[Any, ...], Any]]:
-        return (((*path, name), node) for name, node in items)
-
-    levels: list[Iterator[tuple[Any, Any]]] = [iter([((), tree)])]
+    levels: list[Iterator[Any]] = [iter([((), tree)])]  # of (path, node), as deep as the tree: no recursion
     for _ in range(most_nodes):
-        path, node = next(levels[-1], (None, None))
-        if path is None:
+        while levels and not (step := list(itertools.islice(levels[-1], 1))):
             levels.pop()
-            if not levels:
-                return
-            continue
+        if not levels:
+            return
+        [(path, node)] = step
         if isinstance(node, str) and node[:1] in ("{", "["):
             with contextlib.suppress(ValueError, RecursionError):
                 node = json.loads(node)
@@ -790,9 +782,9 @@ def walk(tree: Any, most_nodes: int = 10_000_000) -> Iterator[tuple[tuple[Any, .
             yield path, str(node)
         elif isinstance(node, dict):
             path += ("draft",) if node.get("thought") is True or "partial" in str(node.get("type")) else ()
-            levels.append(children(path, node.items()))
+            levels.append(zip(map(path.__add__, zip(node)), node.values()))
         elif isinstance(node, list):
-            levels.append(children(path, enumerate(node)))
+            levels.append(zip(map(path.__add__, zip(itertools.count())), node))
 
 
 def texts_under(tree: Any, keys: str) -> list[str]:
@@ -803,15 +795,17 @@ def texts_under(tree: Any, keys: str) -> list[str]:
 
 def decode_base64(text: str) -> bytes:
     """Base64 of either alphabet, padded or not, in lines or not; b"" unless its first bytes are a picture's."""
+    from urllib.parse import unquote
+
     with contextlib.suppress(ValueError):
         head = unquote("".join(text[:200].split())[:96]).translate(FROM_URL_SAFE)[:48]
-        if len(head) < 48 or not sniff_format(binascii.a2b_base64(head)):
+        if len(head) < 48 or not sniff_format(base64.b64decode(head)):
             return b""
         text = unquote(text) if "%" in text else text
         text = text.translate(FROM_URL_SAFE) if "-" in text or "_" in text else text
         for end in (None, -1):  # one letter less: cut off inside a group of four
             with contextlib.suppress(ValueError):
-                return binascii.a2b_base64(text.rstrip()[:end] + "==")
+                return base64.b64decode(text.rstrip()[:end] + "==")
     return b""
 
 
@@ -1027,6 +1021,8 @@ class Exchange(threading.Thread):
         raises: UnavailableError when not even a status arrived, Interrupted
         """
         import socket
+        import zlib
+        from urllib.parse import urlsplit
 
         connect_by = min(self.deadline, time.monotonic() + CONNECT_TIMEOUT_S)
         self.start()
@@ -1122,6 +1118,8 @@ def send(call: Call, target: Target, args: Args, deadline: float) -> Exchange:
 
 def fetch(url: str, key: str, args: Args, deadline: float) -> bytes:
     """The bytes behind a result's link, in several tries: they cost nothing. The key does not go along, in no part."""
+    from urllib.parse import urljoin
+
     log.info("fetching the picture from %s", one_line(url))
     fault = "the time allowed is over"
     for number in range(FETCH_TRIES):
@@ -1155,15 +1153,17 @@ def prove_writable(output: PathLike | None, family: str | None) -> Place:
     given = os.path.expanduser(os.fspath(output)) if output is not None else "./"
     unique = given.endswith(("/", os.sep)) or os.path.isdir(given)
     name = f"output-{int(time.time())}.{'png' if family == 'openai' else 'jpeg'}"
-    extension = Path(name if unique else given).suffix.lower()
+    extension = os.path.splitext(name if unique else given)[1].lower().rstrip(".")
     form = FORMAT_BY_EXTENSION.get(extension, "")
     try:
-        path = Path(os.path.abspath(os.path.join(given, name) if unique else given))
-        real = Path(os.path.realpath(path))
+        path = os.path.abspath(os.path.join(given, name) if unique else given)
+        real = folder = os.path.realpath(path)
         with contextlib.suppress(FileNotFoundError):
             if not given.strip() or not stat.S_ISREG(os.lstat(real).st_mode) or not os.access(real, os.W_OK):
                 raise ValueError("it is blank, not a file, or write-protected")
-        with partial_file(next(folder for folder in real.parents if os.path.lexists(folder))) as (stream, _):
+        while folder == real or not os.path.lexists(folder):
+            folder = os.path.dirname(folder)
+        with partial_file(folder) as (stream, _):
             stream.write(bytes(MIN_IMAGE_BYTES))
     except (OSError, ValueError) as exc:
         raise UsageError(f"The output {given!r} cannot be written: {reason(exc)}.", "Choose another place.") from exc
@@ -1179,7 +1179,7 @@ def prove_writable(output: PathLike | None, family: str | None) -> Place:
 
 
 @contextlib.contextmanager
-def partial_file(folder: Path) -> Iterator[tuple[Any, str]]:
+def partial_file(folder: str) -> Iterator[tuple[Any, str]]:
     """A new hidden file in a folder as (stream, path), gone at the end unless it was renamed."""
     path = os.path.join(folder, f".image-gen-{os.urandom(8).hex()}.part")
     with open(path, "xb") as stream:
@@ -1191,11 +1191,11 @@ def partial_file(folder: Path) -> Iterator[tuple[Any, str]]:
                 os.unlink(path)
 
 
-def store(data: bytes, path: Path, unique: bool) -> Path:
+def store(data: bytes, path: str, unique: bool) -> str:
     """Write a file whole or not at all; a unique one gets a number when its name is taken. Returns its path."""
-    real = Path(os.path.realpath(path))
-    real.parent.mkdir(parents=True, exist_ok=True)
-    with partial_file(real.parent) as (stream, part):
+    real = os.path.realpath(path)
+    os.makedirs(os.path.dirname(real), exist_ok=True)
+    with partial_file(os.path.dirname(real)) as (stream, part):
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
@@ -1217,8 +1217,8 @@ def store(data: bytes, path: Path, unique: bool) -> Path:
     raise AssertionError("a number is always free")
 
 
-def numbered(path: Path, number: int) -> Path:
-    return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+def numbered(path: str, number: int) -> str:
+    return path if number == 1 else f"-{number}".join(os.path.splitext(path))
 
 
 def in_format(picture: Picture, name: str) -> Picture:
@@ -1244,11 +1244,11 @@ def keep_elsewhere(data: bytes) -> str | None:
     extension = next((extensions[0] for name, _, _, extensions in FORMATS if name == sniff_format(data)), "")
     for folder in (tempfile.gettempdir, lambda: os.path.expanduser("~"), os.getcwd):
         with contextlib.suppress(OSError):
-            return str(store(data, Path(folder(), f"image-gen-kept-{int(time.time())}{extension}"), unique=True))
+            return store(data, os.path.join(folder(), f"image-gen-kept-{int(time.time())}{extension}"), unique=True)
     return None
 
 
-def save_all(pictures: Sequence[Picture], place: Place) -> list[tuple[Path, Picture]]:
+def save_all(pictures: Sequence[Picture], place: Place) -> list[tuple[str, Picture]]:
     """Store the pictures, the second as -2 and so on, or else keep them elsewhere; returns what lies where."""
     saved, kept, fault, link = [], [], "", None
     for number, picture in enumerate(pictures, 1):
@@ -1268,7 +1268,7 @@ def save_all(pictures: Sequence[Picture], place: Place) -> list[tuple[Path, Pict
     for path, _ in saved:
         if (size := os.stat(path).st_size) <= MIN_IMAGE_BYTES:
             fault = f"The image has only {size} bytes, too few to be real; it is kept at {path}."
-            raise ResponseError(fault, saved_at=str(path))
+            raise ResponseError(fault, saved_at=path)
     return saved
 
 
@@ -1298,10 +1298,12 @@ def generate_image(prompt: str, model: str = DEFAULT_MODEL, aspect_ratio: str | 
     options: api_key, base_url, and the other fields of `Args`: size, n, mask, params, timeout (s), attempts, proxy …
     raises: ImageGenError, a subclass for each kind of failure
     """
+    from pathlib import Path
+
     target = load_target(options.pop("api_key", None), options.pop("base_url", None))
     options.update(aspect_ratio=aspect_ratio, negative_prompt=negative_prompt, output=output_path)
     args = validate_args(Args(prompt, model, reference_images=reference_images, **options))
-    return run(args, target, save=True).saved[0][0]
+    return Path(run(args, target, save=True).saved[0][0])
 
 
 def generate_openai(prompt: str, model: str, size: str | None = DEFAULT_SIZE, n: int = 1,
@@ -1342,7 +1344,7 @@ def run(args: Args, target: Target, save: bool) -> Generation:
         made = call_with_retries(args, target, references, mask)
         made.saved = save_all(made.pictures, place) if place else []
         made.elapsed_s = time.monotonic() - started
-        entry.update(ok=True, kind=None, billed="yes", paths=[str(path) for path, _ in made.saved])
+        entry.update(ok=True, kind=None, billed="yes", paths=[path for path, _ in made.saved])
     except Exception as exc:
         error = exc if isinstance(exc, ImageGenError) else InternalError(type(exc).__name__)
         entry.update(ok=False, kind=error.kind, billed=error.billed, paths=[])
@@ -1401,6 +1403,8 @@ def call_once(
     log.info("the answer has arrived")
     size_bytes = len(answer.received)
 
+    from urllib.parse import urljoin
+
     def absolute(link: str) -> str:
         return str(redact(urljoin(target.url, link), [target.key]))
 
@@ -1435,7 +1439,7 @@ def sealed(error: ImageGenError, key: str) -> ImageGenError:
 def require_packages() -> None:
     for module, package in (("requests", "requests"), ("PIL", "Pillow")):
         if not importlib.util.find_spec(module):
-            setup = Path(__file__).resolve().with_name("setup.sh")
+            setup = os.path.join(os.path.dirname(os.path.realpath(__file__)), "setup.sh")
             raise ConfigError(f"The package {package} is not installed for {sys.executable}.", f"Run: bash '{setup}'")
 
 
@@ -1513,9 +1517,9 @@ def act_generate(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]
     target, args = load_target(), read_args(options)
     made = run(args, target, save=True)
     path, first = made.saved[0]
-    paths, price = [str(path) for path, _ in made.saved], find_model(args.model, args.family).price_cny
+    paths, price = [path for path, _ in made.saved], find_model(args.model, args.family).price_cny
     return {
-        "path": str(path), "paths": paths, "model": args.model, "family": args.family, "endpoint": made.endpoint,
+        "path": path, "paths": paths, "model": args.model, "family": args.family, "endpoint": made.endpoint,
         "format": first.format, "width": first.size[0], "height": first.size[1], "bytes": len(first.data),
         "elapsed_s": round(made.elapsed_s, 2), "attempts": made.attempts, "usage": made.usage,
         "total_tokens": made.tokens, "estimated_cost_cny": price and round(price * len(paths), 4),
@@ -1722,15 +1726,15 @@ def own_the_process() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     warnings.simplefilter("ignore")
-    venv = Path(__file__).resolve().parent.parent / ".venv"
-    python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    venv = os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", ".venv")
+    python = os.path.join(venv, "Scripts/python.exe" if os.name == "nt" else "bin/python")
     missing = not all(map(importlib.util.find_spec, ("requests", "PIL")))
-    if missing and python.exists() and Path(sys.prefix).resolve() != venv.resolve():
+    if missing and os.path.exists(python) and os.path.realpath(sys.prefix) != os.path.realpath(venv):
         if os.name == "nt":  # where exec would not wait for the new process
             import subprocess
 
-            raise SystemExit(subprocess.call([str(python), *sys.argv]))
-        os.execv(python, [str(python), *sys.argv])
+            raise SystemExit(subprocess.call([python, *sys.argv]))
+        os.execv(python, [python, *sys.argv])
     for number in SIGNALS:
         signal.signal(number, interrupt)
 
