@@ -8,11 +8,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
+import pictures
 import pytest
 from gateway import Gateway
 
@@ -27,6 +29,15 @@ SETTINGS = [
 PROXIES = [f"{scheme}_proxy" for scheme in ("http", "https", "ftp", "all", "no")]
 OTHERS = ["PRODUCT_SHOTS_IMAGEGEN_LEDGER", "NETRC", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"]
 UNWANTED = [*SETTINGS, *PROXIES, *map(str.upper, PROXIES), *OTHERS, "PYTHONWARNINGS"]
+
+MODELS = {"gemini": "gemini-3-pro-image-preview", "openai": "gpt-image-2"}
+Run = Callable[..., Any]  # the fixture `run`
+both_families = pytest.mark.parametrize("family", MODELS)
+
+
+def table(names: str, rows: dict[str, Any]) -> pytest.MarkDecorator:
+    """One test for each row; the rows' keys are the tests' ids."""
+    return pytest.mark.parametrize(names, [pytest.param(*row, id=key) for key, row in rows.items()])
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,27 @@ def clean_environment(
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, str(home))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def kept(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The temporary folder of this process and of those that it starts: empty at first, pictures may be kept there."""
+    folder = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("generate.RETRY_WAITS_S", (0.02, 0.03, 0.04))
+
+
+@pytest.fixture
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("references") / "reference.png"
+    path.write_bytes(pictures.picture(40, 30))
+    return path
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import socket
 import socketserver
 import ssl
 import struct
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -26,41 +25,19 @@ import generate
 import pictures
 import pytest
 import trustme
+from conftest import MODELS, Run, both_families, table
 from gateway import Gateway, Reply
 
 TIMEOUT_S, GRACE_S = 1.0, 1.5
-MODELS = {"gemini": "gemini-3-pro-image-preview", "openai": "gpt-image-2"}
 PICTURE = pictures.picture(120, 90, fmt="JPEG", noise=True)
 ENCODED = base64.b64encode(PICTURE).decode()
 CODES = {"auth": 4, "quota": 5, "unavailable": 6, "refused": 7, "rejected": 7, "response": 7, "save": 8}
 KEY = "sk-faults-0123456789abcdefghijklmnop"
 
-Run = Callable[..., Any]
 Talk = Callable[[socket.socket], None]
 
 
-def table(names: str, rows: dict[str, Any]) -> pytest.MarkDecorator:
-    """One test for each row; the rows' keys are the tests' ids."""
-    return pytest.mark.parametrize(names, [pytest.param(*row, id=key) for key, row in rows.items()])
-
-
-both_families = pytest.mark.parametrize("family", MODELS)
-
-
-@pytest.fixture(autouse=True)
-def kept(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Short waits, and the system's temporary folder for pictures kept elsewhere, empty at first."""
-    monkeypatch.setattr(generate, "RETRY_WAITS_S", (0.02, 0.02, 0.02))
-    folder = tmp_path_factory.mktemp("temporary")
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
-@pytest.fixture
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("references") / "reference.png"
-    path.write_bytes(pictures.picture(40, 30))
-    return path
+pytestmark = pytest.mark.usefixtures("kept", "short_waits")
 
 
 class Timed:

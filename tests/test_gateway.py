@@ -20,6 +20,7 @@ import gateway as stand_in
 import openai
 import pytest
 import requests
+from conftest import table
 from gateway import Gateway, Received, Reply, draw
 from PIL import Image
 
@@ -28,11 +29,6 @@ GENERATION = {"model": "gpt-image-2", "prompt": BAND, "n": 1, "size": "1024x1024
 PNG = draw("reference", (64, 48))
 JPEG = draw("reference", (64, 48), fmt="JPEG")
 WEBP = draw("reference", (64, 48), fmt="WEBP")
-
-
-def table(names: str, rows: dict[str, tuple[Any, ...]]) -> pytest.MarkDecorator:
-    """One test for each row; the rows' keys are the tests' ids."""
-    return pytest.mark.parametrize(names, [pytest.param(*row, id=key) for key, row in rows.items()])
 
 
 def size_of(data: bytes) -> tuple[int, int]:

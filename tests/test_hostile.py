@@ -29,31 +29,14 @@ from typing import Any, Callable
 import generate
 import pictures
 import pytest
-from conftest import SCRIPTS
+from conftest import MODELS, SCRIPTS, Run, both_families, table
 from gateway import Gateway, Received, Reply
 from PIL import Image
 
 PICTURE = pictures.picture(120, 90, fmt="JPEG", noise=True)
-MODELS = {"gemini": "gemini-3-pro-image-preview", "openai": "gpt-image-2"}
-
-Run = Callable[..., Any]
 
 
-def table(names: str, rows: dict[str, Any]) -> pytest.MarkDecorator:
-    """One test for each row; the rows' keys are the tests' ids."""
-    return pytest.mark.parametrize(names, [pytest.param(*row, id=key) for key, row in rows.items()])
-
-
-both_families = pytest.mark.parametrize("family", MODELS)
-
-
-@pytest.fixture(autouse=True)
-def kept(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The temporary folder of this process and of those that it starts, empty at first."""
-    folder = tmp_path_factory.mktemp("temporary")
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setenv("TMPDIR", str(folder))
-    return folder
+pytestmark = pytest.mark.usefixtures("kept")
 
 
 def reply_with(data: bytes) -> Callable[[Received], Reply]:

@@ -22,20 +22,13 @@ from typing import Any, Callable
 import generate
 import pictures
 import pytest
-from conftest import SCRIPTS
+from conftest import SCRIPTS, Run, table
 from gateway import Gateway, Reply
 
 PICTURE = pictures.picture(120, 90, fmt="JPEG", noise=True)
 VARIABLE = "PRODUCT_SHOTS_IMAGEGEN_LEDGER"
 ENCODED = base64.b64encode(PICTURE).decode()
 CHAT = Reply(body={"choices": [{"message": {"content": f"![image](data:image/jpeg;base64,{ENCODED})"}}]})
-
-Run = Callable[..., Any]
-
-
-def table(names: str, rows: dict[str, Any]) -> pytest.MarkDecorator:
-    """One test for each row; the rows' keys are the tests' ids."""
-    return pytest.mark.parametrize(names, [pytest.param(*row, id=key) for key, row in rows.items()])
 
 
 def images(count: int) -> Reply:

@@ -30,7 +30,7 @@ from typing import Any, Callable
 
 import pictures
 import pytest
-from conftest import SCRIPTS
+from conftest import SCRIPTS, table
 from gateway import Gateway, Received, Reply
 from PIL import Image
 
@@ -44,11 +44,6 @@ SCRIPT = (SCRIPTS / "generate.py").read_text(encoding="utf-8")
 HEAD_LINES = SCRIPT.count("\n", 0, SCRIPT.index("import argparse"))  # until then Python's own handlers are in place
 
 both_signals = pytest.mark.parametrize("signum", SIGNALS, ids=[signum.name for signum in SIGNALS])
-
-
-def table(names: str, rows: dict[str, Any]) -> pytest.MarkDecorator:
-    """One test for each row; the rows' keys are the tests' ids."""
-    return pytest.mark.parametrize(names, [pytest.param(*row, id=key) for key, row in rows.items()])
 
 
 def reply_with(*data: bytes, **changes: Any) -> Reply:

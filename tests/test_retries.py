@@ -12,46 +12,24 @@ import json
 import logging
 import re
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import generate
 import pictures
 import pytest
+from conftest import MODELS, Run, both_families, table
 from gateway import Gateway, Received, Reply
 from PIL import Image
 
 SLACK_S = 2.0  # what a busy machine may add to a wait
-MODELS = {"gemini": "gemini-3-pro-image-preview", "openai": "gpt-image-2"}
 WAITS_S, LONGEST_S = generate.RETRY_WAITS_S, generate.MAX_RETRY_AFTER_S  # as shipped: the tests shorten them
 SMALL = pictures.picture(120, 90, fmt="JPEG", noise=True)  # an answer that costs no drawing
 
-Run = Callable[..., Any]
 
-
-def table(names: str, rows: dict[str, Any]) -> pytest.MarkDecorator:
-    """One test for each row; the rows' keys are the tests' ids."""
-    return pytest.mark.parametrize(names, [pytest.param(*row, id=key) for key, row in rows.items()])
-
-
-both_families = pytest.mark.parametrize("family", MODELS)
-
-
-@pytest.fixture(autouse=True)
-def short_waits(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a temporary folder of our own, where halves of pictures are kept."""
-    monkeypatch.setattr(generate, "RETRY_WAITS_S", (0.02, 0.03, 0.04))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
-
-
-@pytest.fixture
-def reference(tmp_path: Path) -> Path:
-    path = tmp_path / "reference.png"
-    path.write_bytes(pictures.picture(40, 30))
-    return path
+pytestmark = pytest.mark.usefixtures("kept", "short_waits")
 
 
 @pytest.fixture
@@ -410,6 +388,16 @@ def test_retry_after_is_obeyed_when_longer(
     assert least - 0.01 <= gap < most + SLACK_S
 
 
+def gap_after(value: str, run: Run, gateway: Gateway, reference: Path, monkeypatch: pytest.MonkeyPatch) -> float:
+    """The seconds to the second attempt after this wish, when half a second is the most that is granted."""
+    monkeypatch.setattr(generate, "MAX_RETRY_AFTER_S", 0.5)
+    gateway.answer(Reply(429, {"Retry-After": value}))
+    gateway.answer_always(picture_reply)
+    assert ask(run, "gemini", reference).code == 0
+    (gap,) = gaps(gateway)
+    return gap
+
+
 @table(
     "value",
     {
@@ -422,11 +410,7 @@ def test_retry_after_is_capped(
     run: Run, gateway: Gateway, reference: Path, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     """No header makes the program sleep for an hour."""
-    monkeypatch.setattr(generate, "MAX_RETRY_AFTER_S", 0.5)
-    gateway.answer(Reply(429, {"Retry-After": value}))
-    gateway.answer_always(picture_reply)
-    assert ask(run, "gemini", reference).code == 0
-    (gap,) = gaps(gateway)
+    gap = gap_after(value, run, gateway, reference, monkeypatch)
     assert 0.5 <= gap < 0.5 + SLACK_S
 
 
@@ -435,11 +419,7 @@ def test_odd_retry_after_is_no_long_wait(
     run: Run, gateway: Gateway, reference: Path, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     """Whether it counts as very long or as nothing is a matter of taste; that the picture comes is not."""
-    monkeypatch.setattr(generate, "MAX_RETRY_AFTER_S", 0.5)
-    gateway.answer(Reply(429, {"Retry-After": value}))
-    gateway.answer_always(picture_reply)
-    assert ask(run, "gemini", reference).code == 0
-    (gap,) = gaps(gateway)
+    gap = gap_after(value, run, gateway, reference, monkeypatch)
     assert gap < 0.5 + SLACK_S
 
 
