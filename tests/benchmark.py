@@ -123,7 +123,7 @@ def draw(kind: str, path: str) -> None:
         image = Image.frombytes("RGB", (3840, 2160), noise.ljust(3840 * 2160 * 3, b"\x80"))
         image.save(path, "PNG", compress_level=1)
     elif kind == "many":
-        photograph(1024, 1024).save(path, "JPEG", quality=86)
+        photograph(1024, 1024).save(path, "JPEG", quality=81)
     elif kind in ("png", "jpeg"):
         photograph(1024, 1024).save(path, kind, **({"quality": 90} if kind == "jpeg" else {}))
     else:
