@@ -39,7 +39,7 @@ import stat
 import threading
 import time
 import warnings
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, NoReturn, Optional, Sequence, Union
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping, NamedTuple, NoReturn, Sequence, Union
 
 VERSION = "1.0"
 DEFAULT_MODEL = "gemini-3-pro-image-preview"
@@ -61,7 +61,6 @@ INTERRUPT_GRACE_S = 10.0  # what is under way gets to unwind, and a paid picture
 POLL_S = 0.1
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-TYPE_CHECKING = False  # a type checker takes it for True; what stands under it costs nothing at a start
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -81,19 +80,19 @@ class ImageGenError(Exception):
     retryable         may the same call succeed later       saved_at    where the bytes that did arrive were kept
     """
 
-    kind, exit_code, billed, retryable = "internal", 1, "maybe", False
+    kind, exit_code, billed, retryable, hint = "", 1, "maybe", False, ""
     status: int | None = None
     image_url: str | None = None
     saved_at: str | None = None
     timed_out, retry_after_s, salvage = False, 0.0, b""  # salvage: what arrived of a picture and is not on disk yet
 
     def __init_subclass__(cls, **facts: Any) -> None:
-        for name, value in facts.items():
+        for name, value in {"kind": cls.__name__.replace("Error", "").lower(), **facts}.items():
             setattr(cls, name, value)
 
     def __init__(self, message: str, hint: str = "", **facts: Any) -> None:
         super().__init__(message, hint)
-        self.message, self.hint = message, hint or HINTS.get(self.kind, "")
+        self.message, self.hint = message, hint or self.hint
         self.__dict__.update(facts)
 
     def __str__(self) -> str:
@@ -107,49 +106,48 @@ class ImageGenError(Exception):
 # fmt: off
 class InternalError(ImageGenError):
     """a bug; the traceback is on stderr"""
-class UsageError(ImageGenError, kind="usage", exit_code=2, billed="no"):
+class UsageError(ImageGenError, exit_code=2, billed="no"):
     """bad argument, unreadable reference, unwritable destination: nothing was sent"""
-class ConfigError(ImageGenError, kind="config", exit_code=3, billed="no"):
+class ConfigError(ImageGenError, exit_code=3, billed="no"):
     """no key, no URL, conflicting or malformed ones: nothing was sent"""
-class AuthError(ImageGenError, kind="auth", exit_code=4, billed="no"):
+class AuthError(ImageGenError, exit_code=4, billed="no",
+                hint="Check that the key is right and belongs to this gateway: generate.py --check."):
     """the gateway refuses the key (401, 403)"""
-class QuotaError(ImageGenError, kind="quota", exit_code=5, billed="no"):
+class QuotaError(ImageGenError, exit_code=5, billed="no",
+                 hint="Wait a minute or top up the account, then run the same command again."):
     """rate limit or no credit left (429, 402, or the answer says so)"""
-class UnavailableError(ImageGenError, kind="unavailable", exit_code=6, retryable=True):
+class UnavailableError(ImageGenError, exit_code=6, retryable=True,
+                       hint="Run the same command again in a minute; the last attempt may have been billed."):
     """connection failed, timed out, or 5xx, after the attempts allowed"""
-class RefusedError(ImageGenError, kind="refused", exit_code=7, billed="no"):
+class RefusedError(ImageGenError, exit_code=7, billed="no", hint="Reword the prompt or choose another reference."):
     """moderation refuses the prompt or a reference"""
-class RejectedError(ImageGenError, kind="rejected", exit_code=7, billed="no"):
+class RejectedError(ImageGenError, exit_code=7, billed="no",
+                    hint="Correct what the message names; see generate.py --list-models and --check."):
     """the gateway rejects the request (other 4xx)"""
-class ResponseError(ImageGenError, kind="response", exit_code=7, billed="yes"):
+class ResponseError(ImageGenError, exit_code=7, billed="yes",
+                    hint="Look at what the gateway said before paying for another try."):
     """an answer without a usable image"""
-class SaveError(ImageGenError, kind="save", exit_code=8, billed="yes"):
+class SaveError(ImageGenError, exit_code=8, billed="yes"):
     """the image could not be stored where asked; it is kept elsewhere, see the path"""
-class Interrupted(ImageGenError, kind="interrupted", exit_code=130):
+class Interrupted(ImageGenError, exit_code=130, hint="Nothing half-written is left; the call may have been billed."):
     """Ctrl-C or SIGTERM; nothing half-written is left"""
 # fmt: on
 
 EXIT_CODES = tuple((row.exit_code, row.kind, row.billed, row.__doc__) for row in ImageGenError.__subclasses__())
-HINTS = {  # what to do next, unless an error says it better
-    "auth": "Check that the key is right and belongs to this gateway: generate.py --check.",
-    "quota": "Wait a minute or top up the account, then run the same command again.",
-    "unavailable": "Run the same command again in a minute; the last attempt may have been billed.",
-    "refused": "Reword the prompt or choose another reference.",
-    "rejected": "Correct what the message names; see generate.py --list-models and --check.",
-    "response": "Look at what the gateway said before paying for another try.",
-    "interrupted": "Nothing half-written is left; the call may have been billed.",
-}
+
+
+def reason(exc: Exception) -> str:
+    return getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
+
 
 # --- Values ---
 
-Model = NamedTuple("Model", [("name", str), ("family", str), ("price_cny", Optional[float]), ("max_references", int),
+Model = NamedTuple("Model", [("name", str), ("family", str), ("price_cny", "float | None"), ("max_references", int),
                              ("max_n", int), ("typical", str), ("sizes", str)])  # fmt: skip
 Target = NamedTuple("Target", [("key", "Key"), ("key_source", str), ("url", str), ("url_source", str)])
 Call = NamedTuple("Call", [("url", str), ("body", Any), ("files", Any)])  # files: (field, file name, Reference)
 Find = NamedTuple("Find", [("path", "tuple[Any, ...]"), ("data", bytes), ("link", str)])  # what may be a result
-Picture = NamedTuple(
-    "Picture", [("data", bytes), ("format", str), ("size", "tuple[int, int]"), ("link", Optional[str])]
-)
+Picture = NamedTuple("Picture", [("data", bytes), ("format", str), ("size", "tuple[int, int]"), ("link", "str | None")])
 Place = NamedTuple("Place", [("path", str), ("unique", bool), ("format", str)])  # where to save, and as what
 
 
@@ -190,6 +188,9 @@ class Reference(NamedTuple):
     def __repr__(self) -> str:
         return f"<{self.mime}, {len(self.data)} bytes>"
 
+    def data_url(self) -> str:
+        return f"data:{self.mime};base64,{base64.b64encode(self.data).decode('ascii')}"
+
 
 class Generation:
     """What a call made: all `images` as encoded bytes, and the gateway's `usage`; unpacks as (first image, usage)."""
@@ -221,9 +222,9 @@ CATALOGUE = (
 )  # fmt: skip
 # Names outside the catalogue, after an optional vendor prefix such as google/; a family's first row stands for it.
 PATTERNS = (
-    (r"(chat)?gpt-image-.+", Model("", "openai", None, 16, 10, "60-300 s", _GPT_SIZES)),
-    (r"dall-e-.+",           Model("", "openai", None, 16, 10, "60-300 s", _DALLE_SIZES)),
-    (r"gemini-.*image.*",    Model("", "gemini", None,  9,  1, "50-70 s", "")),
+    Model(r"(chat)?gpt-image-.+",           "openai", None,   16, 10, "60-300 s", _GPT_SIZES),
+    Model(r"dall-e-.+",                     "openai", None,   16, 10, "60-300 s", _DALLE_SIZES),
+    Model(r"gemini-.*image.*",              "gemini", None,    9,  1, "50-70 s", ""),
 )  # fmt: skip
 OPENAI_SIZE_BY_RATIO = {
     "1:1": "1024x1024", "3:2": "1536x1024", "2:3": "1024x1536", "4:3": "1536x1152", "3:4": "1152x1536",
@@ -234,54 +235,49 @@ OPENAI_SIZE_BY_RATIO = {
 OWNERS = ("OMNIMAAS", "PRODUCT_SHOTS_IMAGEGEN", "RENDER", "CANVASFLOW_IMAGEGEN")
 CONFIG_ROWS = tuple((f"{owner}_API_KEY", f"{owner}_BASE_URL") for owner in OWNERS)
 KEY_FILES = ("~/.product_shots_imagegen_api_key", "~/.product_shots_render_api_key", "~/.canvasflow_imagegen_api_key")
-DEFAULT_URL_KEYS = (CONFIG_ROWS[0][0], KEY_FILES[0])  # sources of keys that need no URL
+KEY_SOURCES = (*dict(CONFIG_ROWS), *KEY_FILES)
 ENDPOINTS = {"edits": "/images/edits", "openai": "/images/generations", "gemini": "/chat/completions"}
 # Fields that a flag or the program itself sets, so that --param must not; streamed answers are not asked for.
 RESERVED_PARAMS = re.compile(r"model|prompt|messages|n|size|image(\[\])?|mask|aspect_ratio|negative_prompt|stream")
 
-# Pillow's name, MIME type, first bytes, file extensions. Only these are decoded: EPS, for one, would run a program.
+# Pillow's name, first bytes, file extensions. Only these are decoded: EPS, for one, would run a program.
 FORMATS = (
-    ("PNG",      "image/png",  rb"\x89PNG\r\n\x1a\n",                         (".png",)),
-    ("JPEG",     "image/jpeg", rb"\xff\xd8\xff",                              (".jpeg", ".jpg", ".jpe", ".jfif")),
-    ("WEBP",     "image/webp", rb"RIFF....WEBP",                              (".webp",)),
-    ("GIF",      "image/gif",  rb"GIF8[79]a",                                 (".gif",)),
-    ("BMP",      "image/bmp",  rb"BM.{12}[\x0c-\x7c]\0\0\0",                  (".bmp",)),
-    ("TIFF",     "image/tiff", rb"II\*\0|MM\0\*",                             (".tif", ".tiff")),
-    ("AVIF",     "image/avif", rb"....ftypavi[fs]",                           (".avif",)),
-    ("HEIF",     "image/heif", rb"....ftyp(he[iv][a-z]|mif1|msf1)",           (".heic", ".heif")),
-    ("JPEG2000", "image/jp2",  rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", (".jp2",)),
+    ("PNG",  rb"\x89PNG\r\n\x1a\n",               (".png",)),
+    ("JPEG", rb"\xff\xd8\xff",                    (".jpeg", ".jpg", ".jpe", ".jfif")),
+    ("WEBP", rb"RIFF....WEBP",                    (".webp",)),
+    ("GIF",  rb"GIF8[79]a",                       (".gif",)),
+    ("BMP",  rb"BM.{12}[\x0c-\x7c]\0\0\0",        (".bmp",)),
+    ("TIFF", rb"II\*\0|MM\0\*",                   (".tif", ".tiff")),
+    ("AVIF", rb"....ftypavi[fs]",                 (".avif",)),
+    ("HEIF", rb"....ftyp(he[iv][a-z]|mif1|msf1)", (".heic", ".heif")),
 )  # fmt: skip
-MIME_BY_FORMAT = {name: mime for name, mime, _, _ in FORMATS}
-FORMAT_BY_EXTENSION = {extension: name for name, _, _, extensions in FORMATS for extension in extensions}
+FORMAT_BY_EXTENSION = {extension: name for name, _, extensions in FORMATS for extension in extensions}
 SENT_FORMATS = ("PNG", "JPEG", "WEBP")
 
-# What a status, an error body's codes and its sentence mean: the first row that fits the status and one of the others.
+# What a status, and an error body's codes and sentence, mean: the first row that fits both. A code has underscores.
 # Gateways' documentation and issue threads, November 2026. Gemini's RESOURCE_EXHAUSTED speaks of quota but passes by
 # itself, so it comes first; a code that stays true on a second try outranks a 5xx.
-ANY, NEVER = r"", r"(?!)"
+REFUSAL = (
+    r"(?i)moderation|(content|usage)[ _]?(polic|filter)|policy_violation|safety(?!_id)|(?<!case.)sensitive|nsfw"
+    r"|prohibited_|prompt_?blocked|blocklist|inappropriate|spii|recitation|data_inspection|敏感|违规"
+)
 MEANINGS = (
-    # error      retry  status, codes, sentence
-    (QuotaError, True, ANY, r"resource_exhausted|rate_limit|too_many_requests|throttl", r"rate limit"),
-    (QuotaError, False, ANY,
-     r"insufficient_|quota_failed|quota_not_enough|billing|balance|arrear|overdue|payment|no_credit"
-     r"|credits?_(exhausted|depleted)",
-     r"(insufficient|not enough|no) (\w+ )?(balance|credits?|quota|funds)|out of credit"
-     r"|余额不足|额度不足|额度已用尽|欠费"),
-    (RefusedError, False, ANY,
-     r"moderation|content_?policy|content_?filter|safety|sensitive|prohibited|prompt_?blocked|policy_violation"
-     r"|inappropriate|nsfw|data_inspection",
-     r"safety system|content polic|usage polic|moderation|sensitive word|敏感|违规"),
-    (AuthError, False, ANY, r"api_?key|invalid_token|no_db_connection|authentication|unauthori[sz]ed|unauthenticated",
-     r"(invalid|incorrect) api key|api key not valid"),
-    (AuthError, False, "40[13]", ANY, ANY),
-    (QuotaError, False, "402", ANY, ANY),
-    (QuotaError, True, "429", ANY, ANY),
-    (RejectedError, False, "[25]..",
-     r"invalid_(request|param|value|arg|model|size|image|type|url)|not_found|missing_|unsupported|convert_request"
-     r"|bad_request|validation|unknown_(model|param)", NEVER),
-    (UnavailableError, True, "5..", ANY, ANY),
-    (ResponseError, False, "2..", ANY, ANY),
-    (RejectedError, False, ANY, ANY, ANY),
+    # error, may pass by itself, status, codes and sentence
+    (QuotaError, True, "", r"resource_exhausted|rate[ _]limit|too_many_requests|throttl"),
+    (QuotaError, False, "", r"insufficient_|(insufficient|not enough|no) (\w+ )?(balance|credit|quota|funds)|overdue"
+                            r"|out of credit|no_credit|credits?_(exhausted|depleted)|quota_(failed|not_enough)|arrear"
+                            r"|billing_|balance_|payment_|余额不足|额度不足|额度已用尽|欠费"),
+    (RefusedError, False, "", REFUSAL),
+    (AuthError, False, "", r"api_?key|(invalid|incorrect) api key|api key not valid|invalid_token|no_db_connection"
+                           r"|authentication_|_authentication|unauthori[sz]ed|unauthenticated"),
+    (AuthError, False, "40[13]", ""),
+    (QuotaError, False, "402", ""),
+    (QuotaError, True, "429", ""),
+    (RejectedError, False, "[25]..", r"invalid_(request|param|value|arg|model|size|image|type|url)|not_found|missing_"
+                                     r"|unsupported|convert_request|bad_request|validation_|unknown_(model|param)"),
+    (UnavailableError, True, "5..", ""),
+    (ResponseError, False, "2..", ""),
+    (RejectedError, False, "", ""),
 )  # fmt: skip
 # The wire's exceptions in plain words; their own text, which may quote headers, is never shown.
 WIRE_FAULTS = (
@@ -292,8 +288,7 @@ WIRE_FAULTS = (
     (r"proxy", "the proxy cannot be reached"),
     (r"timed? ?out", "the time allowed is over"),
     (r"refused", "connection refused"),
-    (r"reset|broken pipe", "the connection was reset"),
-    (r"closed|incomplete|disconnected|remote end", "the connection was closed too early"),
+    (r"reset|broken pipe|closed|incomplete|disconnected|remote end", "the connection broke off"),
     (r"more than \d+ bytes", "it is endless"),
 )
 
@@ -309,7 +304,6 @@ CANNOT = (
     r"(?is)\b(can['’]?t|cannot|can not|unable to|won['’]t|not able to|decline to)\b.{0,40}\b(generat|creat|mak|draw"
     r"|produc|help|assist|fulfil|edit|comply|process|provide|do)|无法|不能|抱歉"
 )
-REFUSED_FINISH = r"(?i)content_?filter|safety|prohibited|blocklist|spii|recitation|moderation|sensitive"
 UNFINISHED = r"(?i)queue|pending|process|submit|in_?progress|running|created|waiting|not_?start"
 DATA_URL = r"(?ai)data:[^,\n]{0,200};\s*base64\s*,\s*([\w+/%\r\n\t -]{64,}={0,2})"
 LONG_BASE64 = r"(?a)[\w+/-]{64}[\w+/\r\n-]*={0,2}"
@@ -321,8 +315,7 @@ BLANKS = "\ufeff\0 \t\r\n"  # what may stand around JSON
 RELATIVE_LINK = r"/{0,2}[\w.~%:/-]+(\?\S*)?"
 PICTURE_NAME = r"(?i)\.(png|jpe?g|webp|gif|avif)\b"
 PICTURE_WORD = r"(?i)image|picture|photo|download|图|下载"
-CODED_LETTER = r"(?i)%(?:25)*[0-7][0-9a-f]|\\+(?:u00|x)[0-7][0-9a-f]|&#0*\d{2,3};|&#x0*[0-9a-f]{2};"
-URL_SAFE, FROM_URL_SAFE = str.maketrans("+/", "-_"), str.maketrans("-_", "+/")
+FROM_URL_SAFE = str.maketrans("-_", "+/")
 
 # Required word for word, see the specification's section Onboarding.
 ONBOARDING = """\
@@ -371,29 +364,28 @@ def redact(value: Any, keys: Sequence[str]) -> Any:
     if not isinstance(value, str):
         return value
     forms = []
-    for key, raw in [(key, key.encode("utf-8", "surrogateescape")) for key in keys]:
+    for key in keys:
+        raw = key.encode("utf-8", "surrogateescape")
         forms += [key, raw.hex()]
         for shift in range(3):  # base64 depends on where the key stands, and its ends on what stands beside it
-            inner = base64.b64encode(b"\0" * shift + raw)[4 if shift else 0 : -4].decode("ascii")
-            forms += [inner, inner.translate(URL_SAFE)] if len(inner) > 7 else []
-    pieces = {form[i : i + 8 + (not i)].lower() for form in forms for i in range(max(1, len(form) - 7))}
-    if not pieces or not re.search(r"%|\\|&#", value) and not any(map(value.lower().__contains__, pieces)):
-        return value  # the usual case, and a hundred times as fast
-    import html
-    from urllib.parse import unquote
+            for encode in (base64.b64encode, base64.urlsafe_b64encode):
+                forms.append(encode(b"\0" * shift + raw)[4 if shift else 0 : -4].decode("ascii"))
+    pieces = {form[i : i + 8 + (not i)].lower() for form in filter(None, forms) for i in range(max(1, len(form) - 7))}
+    plain = value
+    if "&#" in value:
+        import html
 
-    def letter(match: re.Match[str]) -> str:
-        return unquote(re.sub(r"\\+(u00|x)|%(25)+(?=..)", "%", html.unescape(match[0])))
-
-    plain = re.sub(CODED_LETTER, letter, value)
-    blotted = re.sub(rf"(?:(?={'|'.join(map(re.escape, pieces))})[\s\S])+[\s\S]{{,7}}", "[key]", plain, flags=re.I)
-    return value if blotted == plain else blotted
+        plain = html.unescape(value)
+    plain = re.sub(r"(?i)(?:%(?:25)*|\\+(?:u00|x))([0-7][0-9a-f])", lambda match: chr(int(match[1], 16)), plain)
+    if not any(map(plain.lower().__contains__, pieces)):
+        return value
+    return re.sub(rf"(?is)(?:(?={'|'.join(map(re.escape, pieces))}).)+.{{,7}}", "[key]", plain)
 
 
 # --- Configuration ---
 
 
-def read_key(source: str) -> str:
+def read_source(source: str) -> str:
     """What a variable or a file holds, "" when it is unset, missing or blank."""
     if source not in KEY_FILES:
         return os.environ.get(source, "").strip()
@@ -406,17 +398,20 @@ def read_key(source: str) -> str:
     except FileNotFoundError:
         return ""
     except (OSError, ValueError) as exc:
-        what = getattr(exc, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"The key file {source} cannot be read: {what}.", f"Mend or remove {source}.") from None
+        raise ConfigError(f"The key file {source} cannot be read: {reason(exc)}.", "Mend or remove it.") from None
 
 
-def load_api_key(given: str | None = None) -> tuple[str, str]:
+def first_of(sources: Iterable[str]) -> tuple[str, str]:
+    """The first variable or file that holds anything, as (value, source); ("", "") when none does."""
+    return next(((value, source) for source in sources if (value := read_source(source))), ("", ""))
+
+
+def load_api_key(given: str | None = None) -> tuple[Key, str]:
     """The API key given, else that of the variables of CONFIG_ROWS, then KEY_FILES; returns (key, source).
 
     raises: ConfigError when there is none (its hint is the onboarding message) or when it is malformed
     """
-    sources = ((read_key(source), source) for source in [*dict(CONFIG_ROWS), *KEY_FILES])
-    key, source = (given, "api_key") if given is not None else next(filter(lambda row: row[0], sources), ("", ""))
+    key, source = first_of(KEY_SOURCES) if given is None else (given, "api_key")
     if not source:
         raise ConfigError("No API key is configured.", ONBOARDING)
     if not re.fullmatch(r"[!-~]+", key):
@@ -426,29 +421,26 @@ def load_api_key(given: str | None = None) -> tuple[str, str]:
 
 
 def load_base_url(key_source: str | None = None, given: str | None = None) -> tuple[str, str]:
-    """The gateway's URL given, else that of the variables of CONFIG_ROWS, or the default one of DEFAULT_URL_KEYS;
-    returns (url, source).
+    """The gateway's URL given, else that of the variables of CONFIG_ROWS, or the default one, which is enough for the
+    first variable and the first file; returns (url, source).
 
     raises: ConfigError when there is none or when it is malformed
     """
-    variables = ((os.environ.get(name, "").strip(), name) for _, name in CONFIG_ROWS)
-    url, source = (given, "base_url") if given is not None else next(filter(lambda row: row[0], variables), ("", ""))
+    url, source = first_of(dict(CONFIG_ROWS).values()) if given is None else (given, "base_url")
     if not source:
         key_source = key_source or load_api_key()[1]
-        if key_source in DEFAULT_URL_KEYS:
+        if key_source in (KEY_SOURCES[0], KEY_FILES[0]):
             return DEFAULT_BASE_URL, "default"
         wanted = dict(CONFIG_ROWS).get(key_source, CONFIG_ROWS[1][1])
         raise ConfigError(f"The key from {key_source} has no base URL.", f"Set {wanted} to your gateway's URL.")
     url = url.rstrip("/")
-    parts = re.fullmatch(r"(?i)(https?)://(\[[\da-f:.]+\]|[\w.-]+)(?::(\d{1,5}))?(/[!-~]*)?", url, re.A)
-    scheme, host, port = parts.group(1, 2, 3) if parts else ("", "", "")
-    keys = [key for variable, _ in CONFIG_ROWS if (key := read_key(variable))]
+    keys = [read_source(variable) for variable, _ in CONFIG_ROWS]
     shown = "" if "@" in url else f" {redact(url, keys)!r}"  # it may hold a password
     right = next((url[: -len(end)] for end in ENDPOINTS.values() if url.endswith(end)), "")
-    if right or not parts or int(port or 0) > 65_535 or re.search("[?#@]", url):
+    if right or not re.fullmatch(r"(?ai)(?!.*[?#@])https?://(\[[\da-f:.]+\]|[\w.-]+)(:\d{1,5})?(/[!-~]*)?", url):
         fault = "ends in an endpoint" if right else "is no http or https address without user, query and fragment"
         raise ConfigError(f"The base URL{shown} from {source} {fault}.", f"Set it to: {right or DEFAULT_BASE_URL}")
-    if scheme.lower() == "http" and not re.fullmatch(r"localhost|127(\.\d+){3}|\[::1\]", host.lower()):
+    if re.match(r"(?i)http:(?!//(localhost|127(\.\d+){3}|\[::1\])(:|/|$))", url):
         log.warning("the base URL%s from %s is plain http: the key travels unencrypted", shown, source)
     return url, source
 
@@ -457,13 +449,13 @@ def load_target(api_key: str | None = None, base_url: str | None = None) -> Targ
     """Key and URL from the arguments, else from the configuration; refused when the key belongs to another gateway."""
     key, key_source = load_api_key(api_key)
     url, url_source = load_base_url(key_source, base_url)
-    own = next((name for name, variable in CONFIG_ROWS if variable == url_source), key_source)
-    if own != key_source:
-        if read_key(own) not in ("", api_key):
+    own = url_source.replace("_BASE_URL", "_API_KEY")
+    if own not in (key_source, url_source):
+        if read_source(own) not in ("", key):
             fault = f"The key from {key_source} would go to the gateway of {url_source}, whose own key is in {own}."
             raise ConfigError(fault, f"Unset {url_source}, or unset {key_source} so that {own} is used.")
         log.warning("the key from %s goes to the gateway from %s", key_source, url_source)
-    return Target(Key(key), key_source, url, url_source)
+    return Target(key, key_source, url, url_source)
 
 
 # --- Routing and validation ---
@@ -474,12 +466,13 @@ def find_model(name: str, family: str | None = None) -> Model:
 
     gpt-image-2 -> its row    google/gemini-9-image -> a gemini row without a price    gpt-5 -> UsageError
     """
-    known = {model.name: model for model in CATALOGUE}
     plain = str(name).rsplit("/", 1)[-1].lower()
-    rows = [known[name]] if name in known else [row for pattern, row in PATTERNS if re.fullmatch(pattern, plain)]
-    rows += [row for _, row in PATTERNS if row.family == family and plain.strip()]
+    rows = [row for row in CATALOGUE if row.name == name]
+    rows += [row for row in PATTERNS if re.fullmatch(row.name, plain)]
+    rows += [row for row in PATTERNS if row.family == family]
     if not rows:
-        hint = f"Use one of {', '.join(known)}; for another image model of your gateway add --family openai or gemini."
+        known = ", ".join(row.name for row in CATALOGUE)
+        hint = f"Use one of {known}; for another image model of your gateway add --family openai or gemini."
         raise UsageError(f"The model {name!r} is not a known image model.", hint)
     if family not in (None, rows[0].family):
         raise UsageError(f"The family of {name!r} is {rows[0].family!r}, not {family!r}.", "Leave --family out.")
@@ -494,20 +487,18 @@ def model_family(model: str) -> str:
 def choose_size(model: Model, aspect_ratio: str | None = None, size: str | None = None) -> str:
     """The pixel size an openai model is asked for: the given one, the ratio's exact one, or the nearest shape it has.
 
-    gpt-image-2, 16:9 -> 1536x864    gpt-image-1, 16:9 -> 1536x1024    dall-e-3, 16:9 -> 1792x1024    no ratio -> 1024x1024
+    16:9 -> 1536x864 with gpt-image-2, 1536x1024 with gpt-image-1, 1792x1024 with dall-e-3
     raises: UsageError for a size that the model is known to refuse
-    """  # noqa: E501
-    sizes = model.sizes.split()
-    if size is None and (aspect_ratio is None or "WxH" in sizes):
-        return OPENAI_SIZE_BY_RATIO[aspect_ratio] if aspect_ratio else DEFAULT_SIZE
+    """
+    sizes, ratio = model.sizes.split(), aspect_ratio or "1:1"
     if size is None:
-        width, height = map(int, str(aspect_ratio).split(":"))
-        return sizes[0 if width == height else 1 if width > height else 2]
+        width, height = map(int, ratio.split(":"))
+        nearest = sizes[0 if width == height else 1 if width > height else 2]
+        return OPENAI_SIZE_BY_RATIO[ratio] if "WxH" in sizes else nearest
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", str(size), re.A)
-    width, height = map(int, match.groups()) if match else (0, 0)
-    fits = width % 16 == height % 16 == 0 and max(width, height) <= min(3840, 3 * min(width, height))
-    free = "WxH" in sizes and fits and 655_360 <= width * height <= 8_294_400
-    if size in sizes and size != "WxH" or free or match and model not in CATALOGUE:
+    short, long = sorted(map(int, match.groups())) if match else (0, 0)
+    fits = short % 16 == long % 16 == 0 and long <= min(3840, 3 * short) and 655_360 <= short * long <= 8_294_400
+    if size in sizes or (fits and "WxH" in sizes) or (match and model not in CATALOGUE):
         return size
     rule = ", WxH: multiples of 16, 1:3 to 3:1, 655,360 to 8,294,400 pixels, no edge over 3840"
     raise UsageError(f"The size is {size!r}.", f"{model.name} takes {', '.join(sizes).replace(', WxH', rule)}.")
@@ -516,12 +507,10 @@ def choose_size(model: Model, aspect_ratio: str | None = None, size: str | None 
 def faults_of(args: Args, model: Model) -> Iterator[tuple[str, str]]:
     """What is wrong with arguments, as (message, hint), most basic first."""
     for what, text in (("prompt", args.prompt), ("negative prompt", args.negative_prompt or "none")):
-        if not isinstance(text, str) or not text.strip():
-            yield f"The {what} is blank.", "Say what the picture shows."
+        if not isinstance(text, str) or not text.strip() or re.search("[\ud800-\udfff]", text):
+            yield f"The {what} {str(text)[:40]!a} is blank or not UTF-8.", "Say what the picture shows."
         elif len(text) > MAX_PROMPT_CHARS:
             yield f"The {what} has {len(text)} characters.", f"Use at most {MAX_PROMPT_CHARS}."
-        elif re.search("[\ud800-\udfff]", text):
-            yield f"The {what} {text[:40]!a} is not valid text.", "Pass it as UTF-8."
     if args.aspect_ratio not in (None, *OPENAI_SIZE_BY_RATIO):
         yield f"The aspect ratio is {args.aspect_ratio!r}.", f"Use one of {', '.join(OPENAI_SIZE_BY_RATIO)}."
     for what, value, high in (("n", args.n, 10), ("attempts", args.attempts, 5)):
@@ -572,32 +561,23 @@ def compose_prompt(prompt: str, negative_prompt: str | None, aspect_ratio: str |
 # --- Requests ---
 
 
-def build_call(args: Args, url: str, references: Sequence[Reference], mask: Reference | None) -> Call:
-    """The one request of validated arguments: the same whether it is sent or shown."""
+def build_call(args: Args, url: str, references: Sequence[Reference], mask: Reference | None,
+               show: Callable[[Reference], str] = Reference.data_url) -> Call:  # fmt: skip
+    """The one request of validated arguments, with the pictures in JSON as `show` makes them."""
     prompt = compose_prompt(args.prompt, args.negative_prompt, args.aspect_ratio, str(args.family))
     if args.family == "gemini":
         content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
-        content += [{"type": "image_url", "image_url": {"url": image}} for image in references]
+        content += [{"type": "image_url", "image_url": {"url": show(image)}} for image in references]
         body = {"model": args.model, "messages": [{"role": "user", "content": content}], **args.params}
         return Call(url + ENDPOINTS["gemini"], body, ())
     body = {"model": args.model, "prompt": prompt, "n": args.n, "size": args.size, **args.params}
     if not references:
         return Call(url + ENDPOINTS["openai"], body, ())
-    parts = [("image[]", f"image-{number}", image) for number, image in enumerate(references, 1)]
-    parts += [("mask", "mask", mask)] if mask else []
     fields = {name: value if isinstance(value, str) else json.dumps(value) for name, value in body.items()}
+    parts = [("image[]", image) for image in references] + ([("mask", mask)] if mask else [])
     # Some gateways trust the file name's extension over the Content-Type.
-    files = [(field, f"{stem}.{image.mime.split('/')[1]}", image) for field, stem, image in parts]
+    files = [(field, f"image-{i}.{image.mime[6:]}", image) for i, (field, image) in enumerate(parts, 1)]
     return Call(url + ENDPOINTS["edits"], fields, files)
-
-
-def show_pictures(tree: Any, show: Callable[[Reference], str]) -> Any:
-    """A request body with its pictures as text."""
-    if isinstance(tree, Reference):
-        return show(tree)
-    if isinstance(tree, list):
-        return [show_pictures(item, show) for item in tree]
-    return {name: show_pictures(item, show) for name, item in tree.items()} if isinstance(tree, Mapping) else tree
 
 
 # --- Pictures ---
@@ -605,7 +585,7 @@ def show_pictures(tree: Any, show: Callable[[Reference], str]) -> Any:
 
 def sniff_format(data: bytes | bytearray) -> str | None:
     """Pillow's name of the format that the first bytes announce, whatever label they came with."""
-    return next((name for name, _, signature, _ in FORMATS if re.match(signature, data[:64], re.S)), None)
+    return next((name for name, signature, _ in FORMATS if re.match(signature, data[:64], re.S)), None)
 
 
 @contextlib.contextmanager
@@ -674,10 +654,6 @@ def encode(image: Any, name: str, **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def reason(exc: Exception) -> str:
-    return getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
-
-
 @contextlib.contextmanager
 def bytes_of(path: PathLike, what: str, hint: str) -> Iterator[bytes]:
     """The bytes of a caller's file; what turns out to be wrong with them is a UsageError that names it."""
@@ -702,7 +678,7 @@ def shrink(data: bytes, max_dim: int, max_bytes: int = REFERENCE_LIMIT_BYTES) ->
             orientation = int(image.getexif().get(0x0112, 1))
         fits = fits and orientation not in range(2, 9)
         if fits and image.format in SENT_FORMATS and getattr(image, "n_frames", 1) == 1:
-            return Reference(data, MIME_BY_FORMAT[image.format], size, size)
+            return Reference(data, f"image/{image.format.lower()}", size, size)
         image = standardise(image, max_dim)
     opaque = image.mode == "RGB" or image.getextrema()[3][0] == 255
     image = image.convert("RGB") if opaque else image
@@ -711,7 +687,7 @@ def shrink(data: bytes, max_dim: int, max_bytes: int = REFERENCE_LIMIT_BYTES) ->
         for name, options in ladder if opaque else [("PNG", {}), *ladder]:
             data = encode(image, name, **options)
             if len(data) <= max_bytes or max(image.size) == 1:
-                return Reference(data, MIME_BY_FORMAT[name], image.size, size[::-1] if orientation > 4 else size)
+                return Reference(data, f"image/{name.lower()}", image.size, size[::-1] if orientation > 4 else size)
         image.thumbnail((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)))
 
 
@@ -902,7 +878,7 @@ def read_answer(
 def refusal_in(tree: Any) -> str:
     """Why a model says that it refused, "" when it does not."""
     reasons = texts_under(tree, "(native_)?finish_?reason|block_?reason|stop_?reason")
-    return next(iter(texts_under(tree, "refusal") + [text for text in reasons if re.search(REFUSED_FINISH, text)]), "")
+    return next(iter(texts_under(tree, "refusal") + [text for text in reasons if re.search(REFUSAL, text)]), "")
 
 
 def one_line(text: str, limit: int = 300) -> str:
@@ -931,9 +907,8 @@ def gateway_error(status: int, body: Any, headers: Mapping[str, str] = {}) -> Im
     message = one_line(texts[0])
     error, retryable = next(
         (error, retryable)
-        for error, retryable, for_status, for_codes, for_message in MEANINGS
-        if re.match(for_status, str(status))
-        and (re.search(for_codes, codes, re.I) or re.search(for_message, message, re.I))
+        for error, retryable, for_status, for_words in MEANINGS
+        if re.match(for_status, str(status)) and re.search(for_words, f"{codes} {message}", re.I)
     )
     said = "".join(f" ({code})" for code in codes.split()[:1]) + (f": {message}" if message else "")
     hint = "Check the base URL (most end in /v1) and the model's name: generate.py --check." if status == 404 else ""
@@ -1108,8 +1083,7 @@ def send(call: Call, target: Target, args: Args, deadline: float) -> Exchange:
     if call.files:
         content.update(data=call.body, files=[(field, (name, r.data, r.mime)) for field, name, r in call.files])
     elif call.body:
-        body = show_pictures(call.body, lambda r: f"data:{r.mime};base64,{base64.b64encode(r.data).decode('ascii')}")
-        content.update(data=json.dumps(body).encode("ascii"), headers={"Content-Type": "application/json"})
+        content.update(data=json.dumps(call.body).encode("ascii"), headers={"Content-Type": "application/json"})
     answer = Exchange(call.url, args, deadline, **content).answer(load_pillow)
     if not 200 <= answer.status < 300:
         handle_http_error(str(args.family), answer.status, answer.received, answer.headers)
@@ -1241,7 +1215,7 @@ def keep_elsewhere(data: bytes) -> str | None:
     """Store bytes that have no other place in the first folder that takes them; returns the path."""
     import tempfile
 
-    extension = next((extensions[0] for name, _, _, extensions in FORMATS if name == sniff_format(data)), "")
+    extension = next((extensions[0] for name, _, extensions in FORMATS if name == sniff_format(data)), "")
     for folder in (tempfile.gettempdir, lambda: os.path.expanduser("~"), os.getcwd):
         with contextlib.suppress(OSError):
             return store(data, os.path.join(folder(), f"image-gen-kept-{int(time.time())}{extension}"), unique=True)
@@ -1531,10 +1505,10 @@ def act_dry_run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]
     target, args = load_target(), read_args(options)
     require_packages()
     prove_writable(args.output, args.family)
-    call = build_call(args, target.url, *prepare(args))
+    call = build_call(args, target.url, *prepare(args), repr)
     facts: dict[str, Any] = {"method": "POST", "url": call.url}
     facts["headers"] = {"Authorization": f"Bearer {mask_key(target.key)}"}
-    facts["fields" if call.files else "json"] = show_pictures(call.body, repr)
+    facts["fields" if call.files else "json"] = call.body
     if call.files:
         facts["files"] = [{"name": field, "filename": name, "content": repr(r)} for field, name, r in call.files]
     return facts, [json.dumps(redact(facts, [target.key]), indent=2, ensure_ascii=False)]
@@ -1591,9 +1565,9 @@ class Console(logging.Handler):
 
     def learn_keys(self) -> None:
         """Read all keys there are, to be able to blot them out."""
-        for source in [*dict(CONFIG_ROWS), *KEY_FILES]:
+        for source in KEY_SOURCES:
             with contextlib.suppress(ConfigError):
-                self.keys += filter(None, [read_key(source)])
+                self.keys.append(read_source(source))
 
     def emit(self, record: logging.LogRecord) -> None:
         text, waiting = redact(record.getMessage(), self.keys), getattr(record, "waiting", "")
