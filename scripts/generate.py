@@ -39,7 +39,7 @@ import stat
 import threading
 import time
 import warnings
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping, NamedTuple, NoReturn, Sequence, Union
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, NamedTuple, NoReturn, Sequence, Union
 
 VERSION = "1.0"
 DEFAULT_MODEL = "gemini-3-pro-image-preview"
@@ -110,22 +110,17 @@ class UsageError(ImageGenError, exit_code=2, billed="no"):
     """bad argument, unreadable reference, unwritable destination: nothing was sent"""
 class ConfigError(ImageGenError, exit_code=3, billed="no"):
     """no key, no URL, conflicting or malformed ones: nothing was sent"""
-class AuthError(ImageGenError, exit_code=4, billed="no",
-                hint="Check that the key is right and belongs to this gateway: generate.py --check."):
+class AuthError(ImageGenError, exit_code=4, billed="no", hint="Check the key and its gateway: generate.py --check."):
     """the gateway refuses the key (401, 403)"""
-class QuotaError(ImageGenError, exit_code=5, billed="no",
-                 hint="Wait a minute or top up the account, then run the same command again."):
+class QuotaError(ImageGenError, exit_code=5, billed="no", hint="Wait a minute or top up the account, then try again."):
     """rate limit or no credit left (429, 402, or the answer says so)"""
-class UnavailableError(ImageGenError, exit_code=6, retryable=True,
-                       hint="Run the same command again in a minute; the last attempt may have been billed."):
+class UnavailableError(ImageGenError, exit_code=6, retryable=True, hint="Try again later; this may have been billed."):
     """connection failed, timed out, or 5xx, after the attempts allowed"""
 class RefusedError(ImageGenError, exit_code=7, billed="no", hint="Reword the prompt or choose another reference."):
     """moderation refuses the prompt or a reference"""
-class RejectedError(ImageGenError, exit_code=7, billed="no",
-                    hint="Correct what the message names; see generate.py --list-models and --check."):
+class RejectedError(ImageGenError, exit_code=7, billed="no", hint="Correct what it names; see --list-models, --check."):
     """the gateway rejects the request (other 4xx)"""
-class ResponseError(ImageGenError, exit_code=7, billed="yes",
-                    hint="Look at what the gateway said before paying for another try."):
+class ResponseError(ImageGenError, exit_code=7, billed="yes", hint="Read what the gateway said before paying again."):
     """an answer without a usable image"""
 class SaveError(ImageGenError, exit_code=8, billed="yes"):
     """the image could not be stored where asked; it is kept elsewhere, see the path"""
@@ -371,12 +366,8 @@ def redact(value: Any, keys: Sequence[str]) -> Any:
             for encode in (base64.b64encode, base64.urlsafe_b64encode):
                 forms.append(encode(b"\0" * shift + raw)[4 if shift else 0 : -4].decode("ascii"))
     pieces = {form[i : i + 8 + (not i)].lower() for form in filter(None, forms) for i in range(max(1, len(form) - 7))}
-    plain = value
-    if "&#" in value:
-        import html
-
-        plain = html.unescape(value)
-    plain = re.sub(r"(?i)(?:%(?:25)*|\\+(?:u00|x))([0-7][0-9a-f])", lambda match: chr(int(match[1], 16)), plain)
+    coded = r"(?i)(?:%(?:25)*|\\+(?:u00|x)|(&#x0*))([0-7][0-9a-f])(?(1);)|&#0*(\d{2,3});"  # in a URL, JSON or HTML
+    plain = re.sub(coded, lambda match: chr(int(match[2], 16) if match[2] else int(match[3])), value)
     if not any(map(plain.lower().__contains__, pieces)):
         return value
     return re.sub(rf"(?is)(?:(?={'|'.join(map(re.escape, pieces))}).)+.{{,7}}", "[key]", plain)
@@ -391,19 +382,11 @@ def read_source(source: str) -> str:
         return os.environ.get(source, "").strip()
     try:
         with open(os.path.expanduser(source), encoding="utf-8-sig") as file:
-            key = file.read(10_000).strip()
-            if key and os.name == "posix" and os.fstat(file.fileno()).st_mode & 0o077:
-                log.warning("the key file %s can be read by others; type: chmod 600 %s", source, source)
-            return key
+            return file.read(10_000).strip()
     except FileNotFoundError:
         return ""
     except (OSError, ValueError) as exc:
         raise ConfigError(f"The key file {source} cannot be read: {reason(exc)}.", "Mend or remove it.") from None
-
-
-def first_of(sources: Iterable[str]) -> tuple[str, str]:
-    """The first variable or file that holds anything, as (value, source); ("", "") when none does."""
-    return next(((value, source) for source in sources if (value := read_source(source))), ("", ""))
 
 
 def load_api_key(given: str | None = None) -> tuple[Key, str]:
@@ -411,12 +394,14 @@ def load_api_key(given: str | None = None) -> tuple[Key, str]:
 
     raises: ConfigError when there is none (its hint is the onboarding message) or when it is malformed
     """
-    key, source = first_of(KEY_SOURCES) if given is None else (given, "api_key")
+    source = "api_key" if given is not None else next(filter(read_source, KEY_SOURCES), "")
     if not source:
         raise ConfigError("No API key is configured.", ONBOARDING)
+    if source in KEY_FILES and os.name == "posix" and os.stat(os.path.expanduser(source)).st_mode & 0o077:
+        log.warning("the key file %s can be read by others; type: chmod 600 %s", source, source)
+    key = read_source(source) if given is None else given
     if not re.fullmatch(r"[!-~]+", key):
-        what = f"The key from {source} holds a space, a line break or a character that is not ASCII."
-        raise ConfigError(what, "Copy it again, without anything around it.")
+        raise ConfigError(f"The key from {source} is not printable ASCII without spaces.", "Copy it again, alone.")
     return Key(key), source
 
 
@@ -426,14 +411,14 @@ def load_base_url(key_source: str | None = None, given: str | None = None) -> tu
 
     raises: ConfigError when there is none or when it is malformed
     """
-    url, source = first_of(dict(CONFIG_ROWS).values()) if given is None else (given, "base_url")
+    source = "base_url" if given is not None else next(filter(read_source, dict(CONFIG_ROWS).values()), "")
     if not source:
         key_source = key_source or load_api_key()[1]
         if key_source in (KEY_SOURCES[0], KEY_FILES[0]):
             return DEFAULT_BASE_URL, "default"
         wanted = dict(CONFIG_ROWS).get(key_source, CONFIG_ROWS[1][1])
         raise ConfigError(f"The key from {key_source} has no base URL.", f"Set {wanted} to your gateway's URL.")
-    url = url.rstrip("/")
+    url = (read_source(source) if given is None else given).rstrip("/")
     keys = [read_source(variable) for variable, _ in CONFIG_ROWS]
     shown = "" if "@" in url else f" {redact(url, keys)!r}"  # it may hold a password
     right = next((url[: -len(end)] for end in ENDPOINTS.values() if url.endswith(end)), "")
