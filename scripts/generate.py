@@ -275,13 +275,14 @@ MEANINGS = (
     (RejectedError, False, "", ""),
 )  # fmt: skip
 # The wire's exceptions in plain words; their own text, which may quote headers, is never shown.
+TIME_IS_OVER = "the time allowed is over"
 WIRE_FAULTS = (
     (r"resolv|getaddrinfo|name or service|nodename", "its name cannot be resolved"),
     (r"CA certificate bundle", "the CA bundle of REQUESTS_CA_BUNDLE or SSL_CERT_FILE cannot be read"),
     (r"certificate|SSL", "TLS failed: it speaks no TLS or its certificate is not trusted"),
     (r"SOCKS", "a SOCKS proxy needs the package PySocks"),
     (r"proxy", "the proxy cannot be reached"),
-    (r"timed? ?out", "the time allowed is over"),
+    (r"timed? ?out", TIME_IS_OVER),
     (r"refused", "connection refused"),
     (r"reset|broken pipe|closed|incomplete|disconnected|remote end", "the connection broke off"),
     (r"more than \d+ bytes", "it is endless"),
@@ -951,104 +952,99 @@ def classify_response_error(family: str, body: Any) -> NoReturn:
 
 
 @functools.lru_cache(None)
-def watched(pool: Any) -> Any:
-    """A class of urllib3's connection pools whose connections hand their sockets to the Exchange that makes them."""
+def watched(base: Any) -> Any:
+    """A class of urllib3's connections that hand their sockets to the Exchange on whose thread they connect."""
 
     def connect(connection: Any) -> None:
-        pool.ConnectionCls.connect(connection)
+        base.connect(connection)
         exchange: Any = threading.current_thread()
-        connection.sock.settimeout(exchange.timeout_s)  # a long upload may take more than the time for connecting
+        connection.sock.settimeout(exchange.args.timeout)  # a long upload may take more than the time for connecting
         exchange.sockets.append(connection.sock)
 
-    connection_class = type("Connection", (pool.ConnectionCls,), {"connect": connect})
-    return type(pool.__name__, (pool,), {"ConnectionCls": connection_class})
+    return type(base.__name__, (base,), {"connect": connect})
 
 
 class Exchange(threading.Thread):
     """One HTTP request on a thread of its own, so that no silent, trickling or endless server outlasts its deadline."""
 
+    status, fault = 0, ""  # why the answer ended early, "" when it is whole
+    headers: Mapping[str, str] = {}
+
     def __init__(self, url: str, args: Args, deadline: float, **content: Any) -> None:
         super().__init__(daemon=True)
-        self.url, self.proxy, self.deadline, self.content = url, args.proxy, deadline, content
+        self.url, self.args, self.deadline, self.content = url, args, deadline, content
+        self.received, self.sockets = bytearray(), list[Any]()
         self.limit_bytes = MAX_ANSWER_BYTES * args.n
-        self.status, self.headers, self.received = 0, dict[str, str](), bytearray()
-        self.fault, self.late = "", False  # why the answer ended early, "" when it is whole
-        self.sockets: list[Any] = []
 
-    def answer(self, meanwhile: Callable[[], object] = lambda: None) -> Exchange:
-        """Send, do something useful meanwhile, and come back by the deadline (of time.monotonic()) with what arrived.
+    def answer(self) -> Exchange:
+        """Send, and come back by the deadline (of time.monotonic()) with what arrived.
 
         raises: UnavailableError when not even a status arrived, Interrupted
         """
         import socket
         import zlib
-        from urllib.parse import urlsplit
 
         connect_by = min(self.deadline, time.monotonic() + CONNECT_TIMEOUT_S)
         self.start()
-        while self.is_alive() and not self.late and not STOP.is_set():
-            if self.sockets:
-                meanwhile()
-            rest_s = (self.deadline if self.sockets else connect_by) - time.monotonic()
-            self.join(max(0.0, min(POLL_S, rest_s)))
-            self.late = self.is_alive() and rest_s <= 0
-        cut = self.is_alive()
-        for sock in self.sockets:  # below TLS, whose own shutdown() would race with the thread that reads
-            with contextlib.suppress(OSError, TypeError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
-        self.join(POLL_S)  # the thread hands over what it has
-        if cut:
+        while (rest_s := (self.deadline if self.sockets else connect_by) - time.monotonic()) > 0:
+            if self.sockets:  # while the gateway makes the picture, load what reads it
+                from PIL import Image, JpegImagePlugin, PngImagePlugin  # noqa: F401
+            self.join(min(POLL_S, rest_s))
+            if STOP.is_set() or not self.is_alive():
+                break
+        if self.is_alive():
+            self.fault = TIME_IS_OVER
+            for sock in self.sockets:  # below TLS, whose own shutdown() would race with the thread that reads
+                with contextlib.suppress(OSError, TypeError):
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            self.join(POLL_S)  # the thread hands over what it has
             heed_stop()
-        declared = self.headers.get("content-length", "")
-        if not self.fault and declared.isdigit() and len(self.received) < int(declared):
-            self.fault = f"{declared} bytes were announced"
-        self.fault = (
-            "the time allowed is over" if self.late else self.fault or "the connection was closed" * (not self.status)
-        )
+        host = self.url.partition("//")[2].partition("/")[0]
+        if not self.sockets:
+            hint = "Check the network, the base URL and the proxy; nothing was billed."
+            facts = {"billed": "no", "retryable": "TLS" not in self.fault}
+            raise UnavailableError(f"{host} cannot be reached: {self.fault}.", hint, **facts)
         if not self.status:
-            what, hint = "gave no answer", ""
-            if not self.sockets:
-                what, hint = "cannot be reached", "Check the network, the base URL and the proxy; nothing was billed."
-            facts = {"billed": "maybe" if self.sockets else "no", "timed_out": self.late and bool(self.sockets)}
-            fault = f"{urlsplit(self.url).netloc} {what}: {self.fault}."
-            raise UnavailableError(fault, hint, retryable="TLS" not in self.fault, **facts)
+            raise UnavailableError(f"{host} gave no answer: {self.fault}.", timed_out=self.fault == TIME_IS_OVER)
         with contextlib.suppress(zlib.error):  # gzip, declared or not, up to the limit and as far as it is whole
             if self.received[:2] == b"\x1f\x8b":
                 self.received = bytearray(zlib.decompressobj(31).decompress(self.received, self.limit_bytes))
         return self
 
     def run(self) -> None:
-        self.timeout_s = max(POLL_S, self.deadline - time.monotonic()) + POLL_S  # `answer` loses patience first
-        waits = (min(CONNECT_TIMEOUT_S + POLL_S, self.timeout_s), self.timeout_s)
+        rest_s = max(0.0, self.deadline - time.monotonic()) + 2 * POLL_S  # `answer` loses patience first
+        waits, method = (min(CONNECT_TIMEOUT_S + POLL_S, rest_s), rest_s), "POST" if "data" in self.content else "GET"
         try:
             with self.session() as session:
-                method = "POST" if "data" in self.content else "GET"
                 response = session.request(method, self.url, timeout=waits, allow_redirects=False, **self.content)
-                self.headers.update({name.lower(): value for name, value in response.headers.items()})
-                self.status = response.status_code
+                self.headers, self.status = response.headers, response.status_code
                 limit_bytes = self.limit_bytes if 200 <= self.status < 300 else MAX_PAGE_BYTES
                 while chunk := response.raw._fp.read1(65_536):  # what is there; read() would lose it on a reset
                     self.received += chunk
                     if len(self.received) > limit_bytes:
                         raise ValueError(f"more than {limit_bytes} bytes")
+                if response.raw._fp.length:  # so many bytes were announced and did not come
+                    raise ValueError("closed")
         except Exception as exc:
             text = f"{type(exc).__name__} {exc}"
             meanings = (words for pattern, words in WIRE_FAULTS if re.search(pattern, text, re.I))
-            self.fault = next(meanings, type(exc).__name__)
+            self.fault = self.fault or next(meanings, type(exc).__name__)
 
     def session(self) -> Any:
-        """A requests session that heeds no proxy variables and no .netrc, and hands over the sockets it connects."""
+        """A requests session that heeds no proxy variables and no .netrc, and whose connections are watched."""
         import requests
+
+        def watch(pool: Any, *others: Any) -> None:
+            cert_verify(pool, *others)
+            pool.ConnectionCls = watched(pool.ConnectionCls)
 
         session = requests.Session()
         session.trust_env, session.stream = False, True
         session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or True
-        session.proxies = {"all": self.proxy} if self.proxy else {}
+        session.proxies = {"all": self.args.proxy} if self.args.proxy else {}
         session.headers.update({"User-Agent": f"product-shots-image-gen/{VERSION}", "Accept-Encoding": "gzip"})
         adapter: Any = session.get_adapter("https://")
-        for manager in (adapter.poolmanager, *([adapter.proxy_manager_for(self.proxy)] if self.proxy else [])):
-            classes = manager.pool_classes_by_scheme
-            manager.pool_classes_by_scheme = {scheme: watched(pool) for scheme, pool in classes.items()}
+        cert_verify, adapter.cert_verify = adapter.cert_verify, watch  # called with the pool before each request
         session.mount("http://", adapter)
         return session
 
@@ -1060,34 +1056,29 @@ def send(call: Call, target: Target, args: Args, deadline: float) -> Exchange:
         request.headers["Authorization"] = f"Bearer {target.key}"
         return request
 
-    def load_pillow() -> None:  # what reads the picture, while the gateway still makes it
-        from PIL import Image, JpegImagePlugin, PngImagePlugin  # noqa: F401
-
     heed_stop()
     content: dict[str, Any] = {"auth": authorise}
     if call.files:
         content.update(data=call.body, files=[(field, (name, r.data, r.mime)) for field, name, r in call.files])
     elif call.body:
         content.update(data=json.dumps(call.body).encode("ascii"), headers={"Content-Type": "application/json"})
-    answer = Exchange(call.url, args, deadline, **content).answer(load_pillow)
+    answer = Exchange(call.url, args, deadline, **content).answer()
     if not 200 <= answer.status < 300:
         handle_http_error(str(args.family), answer.status, answer.received, answer.headers)
     return answer
 
 
-def fetch(url: str, key: str, args: Args, deadline: float) -> bytes:
+def fetch(url: str, key: str, args: Args, rest_s: float) -> bytes:
     """The bytes behind a result's link, in several tries: they cost nothing. The key does not go along, in no part."""
     from urllib.parse import urljoin
 
     log.info("fetching the picture from %s", one_line(url))
-    fault = "the time allowed is over"
-    for number in range(FETCH_TRIES):
-        if number:
-            STOP.wait(max(0.0, min(RETRY_WAITS_S[number - 1], deadline - time.monotonic())))
-        if time.monotonic() >= deadline:
+    deadline, fault = time.monotonic() + rest_s, TIME_IS_OVER
+    for tries_left, wait_s in zip(range(FETCH_TRIES, 0, -1), (0.0, *RETRY_WAITS_S)):
+        STOP.wait(min(wait_s, deadline - time.monotonic()))
+        if (rest_s := deadline - time.monotonic()) <= 0:
             break
-        try_by = time.monotonic() + max(2 * POLL_S, (deadline - time.monotonic()) / (FETCH_TRIES - number))
-        place = url
+        place, try_by = url, time.monotonic() + rest_s / tries_left
         try:
             for _ in range(1 + MAX_REDIRECTS):
                 answer = Exchange(place, args, try_by).answer()
@@ -1097,7 +1088,7 @@ def fetch(url: str, key: str, args: Args, deadline: float) -> bytes:
             if answer.status == 200 and not answer.fault:
                 return bytes(answer.received)
             fault = f"the server answered {answer.status} {answer.fault}".strip()
-        except (UnavailableError, Interrupted) as exc:
+        except ImageGenError as exc:
             fault = exc.message
         if STOP.is_set():
             raise Interrupted("Interrupted.", image_url=url, billed="yes")
@@ -1368,8 +1359,7 @@ def call_once(
         return str(redact(urljoin(target.url, link), [target.key]))
 
     def fetch_link(link: str, waiting: int) -> bytes:  # one silent server must leave time for the other pictures
-        now = time.monotonic()
-        return fetch(absolute(link), target.key, args, now + (deadline - now) / waiting)
+        return fetch(absolute(link), target.key, args, (deadline - time.monotonic()) / waiting)
 
     echoes = [reference.data for reference in references]
     try:
@@ -1379,7 +1369,7 @@ def call_once(
         if not answer.fault or error.image_url:
             raise
         fault = f"The answer broke off after {size_bytes} bytes: {answer.fault}."
-        raise UnavailableError(fault, timed_out=answer.late, salvage=error.salvage) from None
+        raise UnavailableError(fault, timed_out=answer.fault == TIME_IS_OVER, salvage=error.salvage) from None
     pictures = [picture._replace(link=picture.link and absolute(picture.link)) for picture in found]
     return Generation(pictures, redact(usage, [target.key]), call.url[len(target.url) :], attempt)
 
