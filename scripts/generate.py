@@ -1101,27 +1101,28 @@ def fetch(url: str, key: str, args: Args, rest_s: float) -> bytes:
 def prove_writable(output: PathLike | None, family: str | None) -> Place:
     """Make sure, before money is spent, that a picture can be stored; returns where and as what."""
     given = os.path.expanduser(os.fspath(output)) if output is not None else "./"
-    unique = given.endswith(("/", os.sep)) or os.path.isdir(given)
+    unique = not os.path.basename(given) or os.path.isdir(given)
     name = f"output-{int(time.time())}.{'png' if family == 'openai' else 'jpeg'}"
-    extension = os.path.splitext(name if unique else given)[1].lower().rstrip(".")
+    path = os.path.join(given, name) if unique else given
+    extension = os.path.splitext(path)[1].lower().rstrip(".")
     form = FORMAT_BY_EXTENSION.get(extension, "")
     try:
-        path = os.path.abspath(os.path.join(given, name) if unique else given)
+        path = os.path.abspath(path)
         real = folder = os.path.realpath(path)
         with contextlib.suppress(FileNotFoundError):
             if not given.strip() or not stat.S_ISREG(os.lstat(real).st_mode) or not os.access(real, os.W_OK):
                 raise ValueError("it is blank, not a file, or write-protected")
         while folder == real or not os.path.lexists(folder):
             folder = os.path.dirname(folder)
-        with partial_file(folder) as (stream, _):
-            stream.write(bytes(MIN_IMAGE_BYTES))
+        with partial_file(folder, bytes(MIN_IMAGE_BYTES)):
+            pass
     except (OSError, ValueError) as exc:
         raise UsageError(f"The output {given!r} cannot be written: {reason(exc)}.", "Choose another place.") from exc
     if extension and form not in ("PNG", "JPEG"):
         from PIL import Image
 
-        form = form or Image.registered_extensions().get(extension, "")
         try:
+            form = Image.registered_extensions()[extension]
             encode(Image.new("RGB", (16, 16)), form)  # not every format that is registered can be written
         except Exception:
             raise UsageError(f"The output's extension is {extension!r}.", "Use .jpeg, .png, .webp or none.") from None
@@ -1129,33 +1130,26 @@ def prove_writable(output: PathLike | None, family: str | None) -> Place:
 
 
 @contextlib.contextmanager
-def partial_file(folder: str) -> Iterator[tuple[Any, str]]:
-    """A new hidden file in a folder as (stream, path), gone at the end unless it was renamed."""
+def partial_file(folder: str, data: bytes) -> Iterator[str]:
+    """The path of a new hidden file that holds the data, gone at the end unless it was renamed."""
     path = os.path.join(folder, f".image-gen-{os.urandom(8).hex()}.part")
-    with open(path, "xb") as stream:
-        try:
-            yield stream, path
-            stream.close()
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+    try:
+        with open(path, "xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        yield path
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 def store(data: bytes, path: str, unique: bool) -> str:
     """Write a file whole or not at all; a unique one gets a number when its name is taken. Returns its path."""
     real = os.path.realpath(path)
     os.makedirs(os.path.dirname(real), exist_ok=True)
-    with partial_file(os.path.dirname(real)) as (stream, part):
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-        stream.close()  # Windows renames closed files only
-        if not unique:
-            with contextlib.suppress(OSError):
-                os.chmod(part, stat.S_IMODE(os.stat(real).st_mode))
-            os.replace(part, real)
-            return path
-        for number in itertools.count(1):
+    with partial_file(os.path.dirname(real), data) as part:
+        for number in itertools.count(1) if unique else ():
             free = numbered(path, number)
             with contextlib.suppress(FileExistsError):
                 try:
@@ -1164,7 +1158,10 @@ def store(data: bytes, path: str, unique: bool) -> str:
                     open(free, "xb").close()
                     os.replace(part, free)
                 return free
-    raise AssertionError("a number is always free")
+        with contextlib.suppress(OSError):
+            os.chmod(part, stat.S_IMODE(os.stat(real).st_mode))
+        os.replace(part, real)
+    return path
 
 
 def numbered(path: str, number: int) -> str:
@@ -1191,10 +1188,10 @@ def keep_elsewhere(data: bytes) -> str | None:
     """Store bytes that have no other place in the first folder that takes them; returns the path."""
     import tempfile
 
-    extension = next((extensions[0] for name, _, extensions in FORMATS if name == sniff_format(data)), "")
+    name = f"image-gen-kept-{int(time.time())}.{sniff_format(data)}".lower()
     for folder in (tempfile.gettempdir, lambda: os.path.expanduser("~"), os.getcwd):
         with contextlib.suppress(OSError):
-            return store(data, os.path.join(folder(), f"image-gen-kept-{int(time.time())}{extension}"), unique=True)
+            return store(data, os.path.join(folder(), name), unique=True)
     return None
 
 
@@ -1210,11 +1207,9 @@ def save_all(pictures: Sequence[Picture], place: Place) -> list[tuple[str, Pictu
             fault, link = reason(exc), link or picture.link
             kept.append(keep_elsewhere(picture.data) or picture.link or "nowhere")
     if fault:
-        told = "".join(f"; saved: {path}" for path, _ in saved)
+        fault = f"The image could not be stored at {place.path}: {'; saved: '.join([fault, *dict(saved)])}."
         hint = f"Move it from where it is kept: {' '.join(kept)}"
-        where = next(filter(os.path.exists, kept), None)
-        fault = f"The image could not be stored at {place.path}: {fault}{told}."
-        raise SaveError(fault, hint, saved_at=where, image_url=link)
+        raise SaveError(fault, hint, saved_at=next(filter(os.path.exists, kept), None), image_url=link)
     for path, _ in saved:
         if (size := os.stat(path).st_size) <= MIN_IMAGE_BYTES:
             fault = f"The image has only {size} bytes, too few to be real; it is kept at {path}."
@@ -1225,14 +1220,14 @@ def save_all(pictures: Sequence[Picture], place: Place) -> list[tuple[str, Pictu
 def append_ledger(entry: Mapping[str, Any]) -> None:
     """Add a line to the file that PRODUCT_SHOTS_IMAGEGEN_LEDGER names, in one write, whole whoever else writes."""
     ledger = os.path.expanduser(os.environ.get("PRODUCT_SHOTS_IMAGEGEN_LEDGER", "").strip())
+    if not ledger:
+        return
     line = (json.dumps(entry) + "\n").encode("ascii")
-    instantly = getattr(os, "O_NONBLOCK", 0)  # even if it is a pipe that nobody reads
+    how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)  # no wait for the reader of a pipe
     try:
-        if ledger:
-            opener = lambda path, how: os.open(path, how | instantly, 0o600)  # noqa: E731
-            with open(ledger, "ab", buffering=0, opener=opener) as file:
-                if file.write(line) != len(line):
-                    raise OSError("the disk is full")
+        with open(os.open(ledger, how, 0o600), "ab", buffering=0) as file:
+            if file.write(line) != len(line):
+                raise OSError("the disk is full")
     except (OSError, ValueError) as exc:
         log.warning("the ledger that PRODUCT_SHOTS_IMAGEGEN_LEDGER names could not be written: %s", reason(exc))
 
@@ -1290,27 +1285,25 @@ def run(args: Args, target: Target, save: bool) -> Generation:
     started, price = time.monotonic(), find_model(args.model, args.family).price_cny
     entry: dict[str, Any] = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     entry.update(redact({"model": args.model, "n": args.n, "base_url": target.url}, [target.key]))
+    entry.update(ok=False, kind="internal", billed="maybe", paths=[])
     try:
         made = call_with_retries(args, target, references, mask)
         made.saved = save_all(made.pictures, place) if place else []
-        made.elapsed_s = time.monotonic() - started
         entry.update(ok=True, kind=None, billed="yes", paths=[path for path, _ in made.saved])
-    except Exception as exc:
-        error = exc if isinstance(exc, ImageGenError) else InternalError(type(exc).__name__)
-        entry.update(ok=False, kind=error.kind, billed=error.billed, paths=[])
-        raise
+    except ImageGenError as error:
+        entry.update(kind=error.kind, billed=error.billed)
+        raise sealed(error, target.key) from None  # the cause may quote the key
     finally:
-        spent = 0 if entry.get("billed") == "no" else price and round(price * args.n, 4)
         elapsed_s = round(time.monotonic() - started, 3)
+        spent = 0 if entry["billed"] == "no" else price and round(price * args.n, 4)
         append_ledger({**entry, "estimated_cost_cny": spent, "elapsed_s": elapsed_s})
+    made.elapsed_s = elapsed_s
     asked = re.fullmatch(r"(\d+)[x:](\d+)", args.aspect_ratio or args.size or "")
     for path, picture in made.saved:
         width, height = picture.size
-        log.info(
-            "saved %s: %dx%d, %d bytes, %.1f s, %s tokens, about %s CNY, key from %s, URL from %s", path, width, height,
-            len(picture.data), made.elapsed_s, "unknown" if made.tokens is None else made.tokens, price or "unknown",
-            target.key_source, target.url_source,
-        )  # fmt: skip
+        facts = f"{width}x{height}, {len(picture.data)} bytes, {elapsed_s:.1f} s, {made.tokens or 'unknown'} tokens"
+        costs = f"about {price or 'unknown'} CNY, key from {target.key_source}, URL from {target.url_source}"
+        log.info("saved %s: %s, %s", path, facts, costs)
         if asked and abs(width * int(asked[2]) / (height * int(asked[1])) - 1) > RATIO_TOLERANCE:
             log.warning("%s is %dx%d, not the shape %s", path, width, height, asked[0])
     return made
@@ -1327,15 +1320,16 @@ def call_with_retries(args: Args, target: Target, references: list[Reference], m
         try:
             return call_once(args, target, references, mask, attempt)
         except ImageGenError as error:
-            billed.append(error.billed)
-            error.salvage = salvage = max(salvage, error.salvage, key=len)
-            if attempt == attempts or not isinstance(error, (QuotaError, UnavailableError)) or not error.retryable:
-                error.billed = max(billed, key=("no", "maybe", "yes").index)
-                raise sealed(error, target.key) from None  # the cause may quote the key
-            wait_s = max(RETRY_WAITS_S[min(attempt, len(RETRY_WAITS_S)) - 1], error.retry_after_s)
             spent = "was not billed" if error.billed == "no" else "may have been billed"
-            fault = redact(error.message, [target.key])
-            log.warning("%s That attempt %s; the next comes in %g s.", fault, spent, wait_s)
+            billed.append(error.billed)
+            error.billed = max(billed, key=("no", "maybe", "yes").index)
+            error.salvage = salvage = max(salvage, error.salvage, key=len)
+            if attempt == attempts or not error.retryable:
+                raise
+            wait_s = max(RETRY_WAITS_S[min(attempt, len(RETRY_WAITS_S)) - 1], error.retry_after_s)
+            log.warning(
+                "%s That attempt %s; the next comes in %g s.", redact(error.message, [target.key]), spent, wait_s
+            )
             if error.status == 524 or error.timed_out:
                 edge = next(edges, REFERENCE_EDGES_PX[-1])
                 references = [shrink(r.data, edge)._replace(full_size=r.full_size) for r in references]
@@ -1347,12 +1341,6 @@ def call_with_retries(args: Args, target: Target, references: list[Reference], m
 def call_once(
     args: Args, target: Target, references: Sequence[Reference], mask: Reference | None, attempt: int
 ) -> Generation:
-    deadline = time.monotonic() + args.timeout
-    call = build_call(args, target.url, references, mask)
-    answer = send(call, target, args, deadline)
-    log.info("the answer has arrived")
-    size_bytes = len(answer.received)
-
     from urllib.parse import urljoin
 
     def absolute(link: str) -> str:
@@ -1361,15 +1349,18 @@ def call_once(
     def fetch_link(link: str, waiting: int) -> bytes:  # one silent server must leave time for the other pictures
         return fetch(absolute(link), target.key, args, (deadline - time.monotonic()) / waiting)
 
-    echoes = [reference.data for reference in references]
+    deadline = time.monotonic() + args.timeout
+    call = build_call(args, target.url, references, mask)
+    answer = send(call, target, args, deadline)
+    log.info("the answer has arrived")
     try:
-        found, usage = read_answer(answer.received, args, echoes, fetch_link)
+        found, usage = read_answer(answer.received, args, [reference.data for reference in references], fetch_link)
     except ImageGenError as error:
         error.status = error.status or answer.status
         if not answer.fault or error.image_url:
             raise
-        fault = f"The answer broke off after {size_bytes} bytes: {answer.fault}."
-        raise UnavailableError(fault, timed_out=answer.fault == TIME_IS_OVER, salvage=error.salvage) from None
+        fault, late = f"The answer broke off: {answer.fault}.", answer.fault == TIME_IS_OVER
+        raise UnavailableError(fault, timed_out=late, salvage=error.salvage) from None
     pictures = [picture._replace(link=picture.link and absolute(picture.link)) for picture in found]
     return Generation(pictures, redact(usage, [target.key]), call.url[len(target.url) :], attempt)
 
