@@ -952,16 +952,17 @@ def classify_response_error(family: str, body: Any) -> NoReturn:
 
 
 @functools.lru_cache(None)
-def watched(base: Any) -> Any:
-    """A class of urllib3's connections that hand their sockets to the Exchange on whose thread they connect."""
+def watched(pool: Any) -> Any:
+    """A class of urllib3's connection pools whose connections hand their sockets to the Exchange that makes them."""
 
     def connect(connection: Any) -> None:
-        base.connect(connection)
+        pool.ConnectionCls.connect(connection)
         exchange: Any = threading.current_thread()
         connection.sock.settimeout(exchange.args.timeout)  # a long upload may take more than the time for connecting
         exchange.sockets.append(connection.sock)
 
-    return type(base.__name__, (base,), {"connect": connect})
+    connection_class = type("Connection", (pool.ConnectionCls,), {"connect": connect})
+    return type(pool.__name__, (pool,), {"ConnectionCls": connection_class})
 
 
 class Exchange(threading.Thread):
@@ -974,7 +975,6 @@ class Exchange(threading.Thread):
         super().__init__(daemon=True)
         self.url, self.args, self.deadline, self.content = url, args, deadline, content
         self.received, self.sockets = bytearray(), list[Any]()
-        self.limit_bytes = MAX_ANSWER_BYTES * args.n
 
     def answer(self) -> Exchange:
         """Send, and come back by the deadline (of time.monotonic()) with what arrived.
@@ -1008,7 +1008,9 @@ class Exchange(threading.Thread):
             raise UnavailableError(f"{host} gave no answer: {self.fault}.", timed_out=self.fault == TIME_IS_OVER)
         with contextlib.suppress(zlib.error):  # gzip, declared or not, up to the limit and as far as it is whole
             if self.received[:2] == b"\x1f\x8b":
-                self.received = bytearray(zlib.decompressobj(31).decompress(self.received, self.limit_bytes))
+                self.received = bytearray(
+                    zlib.decompressobj(31).decompress(self.received, MAX_ANSWER_BYTES * self.args.n)
+                )
         return self
 
     def run(self) -> None:
@@ -1018,7 +1020,7 @@ class Exchange(threading.Thread):
             with self.session() as session:
                 response = session.request(method, self.url, timeout=waits, allow_redirects=False, **self.content)
                 self.headers, self.status = response.headers, response.status_code
-                limit_bytes = self.limit_bytes if 200 <= self.status < 300 else MAX_PAGE_BYTES
+                limit_bytes = MAX_ANSWER_BYTES * self.args.n if 200 <= self.status < 300 else MAX_PAGE_BYTES
                 while chunk := response.raw._fp.read1(65_536):  # what is there; read() would lose it on a reset
                     self.received += chunk
                     if len(self.received) > limit_bytes:
@@ -1031,21 +1033,19 @@ class Exchange(threading.Thread):
             self.fault = self.fault or next(meanings, type(exc).__name__)
 
     def session(self) -> Any:
-        """A requests session that heeds no proxy variables and no .netrc, and whose connections are watched."""
+        """A requests session that heeds no proxy variables and no .netrc, and whose connections are `watched`."""
         import requests
 
-        def watch(pool: Any, *others: Any) -> None:
-            cert_verify(pool, *others)
-            pool.ConnectionCls = watched(pool.ConnectionCls)
-
-        session = requests.Session()
-        session.trust_env, session.stream = False, True
+        session: Any = requests.Session()
+        session.trust_env, session.stream, session.proxies = False, True, {"all": self.args.proxy}
         session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or True
-        session.proxies = {"all": self.args.proxy} if self.args.proxy else {}
         session.headers.update({"User-Agent": f"product-shots-image-gen/{VERSION}", "Accept-Encoding": "gzip"})
-        adapter: Any = session.get_adapter("https://")
-        cert_verify, adapter.cert_verify = adapter.cert_verify, watch  # called with the pool before each request
+        adapter = session.get_adapter("https://")
         session.mount("http://", adapter)
+        proxies = [adapter.proxy_manager_for(self.args.proxy)] if self.args.proxy else []
+        for manager in (adapter.poolmanager, *proxies):
+            classes = manager.pool_classes_by_scheme
+            manager.pool_classes_by_scheme = {scheme: watched(pool) for scheme, pool in classes.items()}
         return session
 
 
@@ -1074,14 +1074,13 @@ def fetch(url: str, key: str, args: Args, rest_s: float) -> bytes:
 
     log.info("fetching the picture from %s", one_line(url))
     deadline, fault = time.monotonic() + rest_s, TIME_IS_OVER
-    for tries_left, wait_s in zip(range(FETCH_TRIES, 0, -1), (0.0, *RETRY_WAITS_S)):
-        STOP.wait(min(wait_s, deadline - time.monotonic()))
-        if (rest_s := deadline - time.monotonic()) <= 0:
+    for tries, wait_s in zip(range(FETCH_TRIES, 0, -1), (*RETRY_WAITS_S[: FETCH_TRIES - 1], 0.0)):
+        place, now = url, time.monotonic()
+        if now >= deadline:
             break
-        place, try_by = url, time.monotonic() + rest_s / tries_left
         try:
             for _ in range(1 + MAX_REDIRECTS):
-                answer = Exchange(place, args, try_by).answer()
+                answer = Exchange(place, args, now + (deadline - now) / tries).answer()
                 if not 300 <= answer.status < 400:
                     break
                 place = redact(urljoin(place, answer.headers.get("location", "")), [key])
@@ -1090,7 +1089,7 @@ def fetch(url: str, key: str, args: Args, rest_s: float) -> bytes:
             fault = f"the server answered {answer.status} {answer.fault}".strip()
         except ImageGenError as exc:
             fault = exc.message
-        if STOP.is_set():
+        if STOP.wait(min(wait_s, deadline - time.monotonic())):
             raise Interrupted("Interrupted.", image_url=url, billed="yes")
     raise ResponseError(f"{one_line(url)} cannot be fetched: {fault}", image_url=url)
 
@@ -1222,12 +1221,10 @@ def append_ledger(entry: Mapping[str, Any]) -> None:
     ledger = os.path.expanduser(os.environ.get("PRODUCT_SHOTS_IMAGEGEN_LEDGER", "").strip())
     if not ledger:
         return
-    line = (json.dumps(entry) + "\n").encode("ascii")
     how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)  # no wait for the reader of a pipe
     try:
-        with open(os.open(ledger, how, 0o600), "ab", buffering=0) as file:
-            if file.write(line) != len(line):
-                raise OSError("the disk is full")
+        with open(os.open(ledger, how, 0o600), "ab") as file:
+            file.write(json.dumps(entry).encode("ascii") + b"\n")
     except (OSError, ValueError) as exc:
         log.warning("the ledger that PRODUCT_SHOTS_IMAGEGEN_LEDGER names could not be written: %s", reason(exc))
 
@@ -1292,7 +1289,7 @@ def run(args: Args, target: Target, save: bool) -> Generation:
         entry.update(ok=True, kind=None, billed="yes", paths=[path for path, _ in made.saved])
     except ImageGenError as error:
         entry.update(kind=error.kind, billed=error.billed)
-        raise sealed(error, target.key) from None  # the cause may quote the key
+        raise
     finally:
         elapsed_s = round(time.monotonic() - started, 3)
         spent = 0 if entry["billed"] == "no" else price and round(price * args.n, 4)
@@ -1320,16 +1317,19 @@ def call_with_retries(args: Args, target: Target, references: list[Reference], m
         try:
             return call_once(args, target, references, mask, attempt)
         except ImageGenError as error:
-            spent = "was not billed" if error.billed == "no" else "may have been billed"
+            for name in ("message", "hint", "image_url"):
+                setattr(error, name, redact(getattr(error, name), [target.key]))
             billed.append(error.billed)
-            error.billed = max(billed, key=("no", "maybe", "yes").index)
-            error.salvage = salvage = max(salvage, error.salvage, key=len)
+            salvage = max(salvage, error.salvage, key=len)
             if attempt == attempts or not error.retryable:
-                raise
+                error.billed = max(billed, key=("no", "maybe", "yes").index)
+                if salvage and (path := keep_elsewhere(salvage)):
+                    error.saved_at, error.hint = path, f"{error.hint} What arrived is kept at {path}."
+                error.args = (error.message, error.hint)
+                raise error from None  # the cause may quote the key
+            spent = "was not billed" if error.billed == "no" else "may have been billed"
             wait_s = max(RETRY_WAITS_S[min(attempt, len(RETRY_WAITS_S)) - 1], error.retry_after_s)
-            log.warning(
-                "%s That attempt %s; the next comes in %g s.", redact(error.message, [target.key]), spent, wait_s
-            )
+            log.warning("%s That attempt %s; the next comes in %g s.", error.message, spent, wait_s)
             if error.status == 524 or error.timed_out:
                 edge = next(edges, REFERENCE_EDGES_PX[-1])
                 references = [shrink(r.data, edge)._replace(full_size=r.full_size) for r in references]
@@ -1363,17 +1363,6 @@ def call_once(
         raise UnavailableError(fault, timed_out=late, salvage=error.salvage) from None
     pictures = [picture._replace(link=picture.link and absolute(picture.link)) for picture in found]
     return Generation(pictures, redact(usage, [target.key]), call.url[len(target.url) :], attempt)
-
-
-def sealed(error: ImageGenError, key: str) -> ImageGenError:
-    """An error fit for the caller's eyes, with what had arrived of a paid picture on disk."""
-    if error.salvage:
-        error.saved_at = keep_elsewhere(error.salvage)
-        error.hint += f" What arrived is kept at {error.saved_at}."
-    for name in ("message", "hint", "image_url"):
-        setattr(error, name, redact(getattr(error, name), [key]))
-    error.args = (error.message, error.hint)
-    return error
 
 
 def require_packages() -> None:
