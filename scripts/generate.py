@@ -974,7 +974,7 @@ class Exchange(threading.Thread):
     def __init__(self, url: str, args: Args, deadline: float, **content: Any) -> None:
         super().__init__(daemon=True)
         self.url, self.args, self.deadline, self.content = url, args, deadline, content
-        self.received, self.sockets = bytearray(), list[Any]()
+        self.received, self.sockets, self.limit_bytes = bytearray(), list[Any](), MAX_ANSWER_BYTES * args.n
 
     def answer(self) -> Exchange:
         """Send, and come back by the deadline (of time.monotonic()) with what arrived.
@@ -1007,10 +1007,7 @@ class Exchange(threading.Thread):
         if not self.status:
             raise UnavailableError(f"{host} gave no answer: {self.fault}.", timed_out=self.fault == TIME_IS_OVER)
         with contextlib.suppress(zlib.error):  # gzip, declared or not, up to the limit and as far as it is whole
-            if self.received[:2] == b"\x1f\x8b":
-                self.received = bytearray(
-                    zlib.decompressobj(31).decompress(self.received, MAX_ANSWER_BYTES * self.args.n)
-                )
+            self.received = bytearray(zlib.decompressobj(31).decompress(self.received, self.limit_bytes))
         return self
 
     def run(self) -> None:
@@ -1020,7 +1017,7 @@ class Exchange(threading.Thread):
             with self.session() as session:
                 response = session.request(method, self.url, timeout=waits, allow_redirects=False, **self.content)
                 self.headers, self.status = response.headers, response.status_code
-                limit_bytes = MAX_ANSWER_BYTES * self.args.n if 200 <= self.status < 300 else MAX_PAGE_BYTES
+                limit_bytes = self.limit_bytes if self.status < 300 else MAX_PAGE_BYTES
                 while chunk := response.raw._fp.read1(65_536):  # what is there; read() would lose it on a reset
                     self.received += chunk
                     if len(self.received) > limit_bytes:
