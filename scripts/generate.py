@@ -59,7 +59,6 @@ RETRY_WAITS_S, MAX_RETRY_AFTER_S = (1.0, 4.0, 16.0), 60.0  # before the second a
 FETCH_TRIES, MAX_REDIRECTS, MAX_DEAD_LINKS = 3, 5, 10
 INTERRUPT_GRACE_S = 10.0  # what is under way gets to unwind, and a paid picture to reach the disk, after Ctrl-C
 POLL_S = 0.1
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +66,7 @@ if TYPE_CHECKING:
 PathLike = Union[str, "os.PathLike[str]"]
 log = logging.getLogger("image-gen")
 log.addHandler(logging.NullHandler())
+SIGNALLED: list[int] = []  # the signals that came: all that a handler may do safely is to note it
 STOP = threading.Event()  # set by an interrupt: what waits or has not been sent yet raises Interrupted
 
 # --- Errors ---
@@ -1377,17 +1377,22 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message[:1].upper() + message[1:] + ".", "See --help.")
 
 
-def number(text: str) -> Any:
-    """A number, or the text itself, for validation to name."""
-    return int(text) if re.fullmatch(r"-?\d{1,9}", text, re.A) else float(text) if "." in text else text
-
-
 def read_prompt(path: str) -> str:
     try:
-        with sys.stdin.buffer if path == "-" else open(os.path.expanduser(path), "rb") as file:
+        with open(0 if path == "-" else os.path.expanduser(path), "rb") as file:
             return file.read(8 * MAX_PROMPT_CHARS).decode("utf-8-sig").rstrip("\r\n")
-    except (OSError, ValueError, AttributeError) as exc:
+    except (OSError, ValueError) as exc:
         raise UsageError(f"The prompt file {path!r} cannot be read: {reason(exc)}.", "Give a UTF-8 text.") from None
+
+
+def read_param(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise UsageError(f"The parameter {text!r} is not KEY=VALUE.", "Write it like --param quality=high.")
+    try:
+        return name, json.loads(value, parse_constant=str)  # NaN, which Python takes for JSON, is text
+    except ValueError:
+        return name, value
 
 
 def build_parser() -> Parser:
@@ -1397,7 +1402,6 @@ def build_parser() -> Parser:
                     epilog=f"exit codes, kind, billed (was money spent?):\n{codes}", allow_abbrev=False,
                     formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=110))  # fmt: skip
     prompt, flag = parser.add_mutually_exclusive_group().add_argument, parser.add_argument
-    several: Any = {"action": "append", "default": []}
     prompt("--prompt", metavar="TEXT", help=f"what the picture shows, at most {MAX_PROMPT_CHARS} characters")
     prompt("--prompt-file", metavar="PATH", dest="prompt", type=read_prompt, help="a UTF-8 file, - for standard input")
     flag("--model", metavar="NAME", default=DEFAULT_MODEL, help="default: %(default)s; its name decides the family")
@@ -1405,13 +1409,15 @@ def build_parser() -> Parser:
     flag("--aspect-ratio", metavar="R", help=" ".join(OPENAI_SIZE_BY_RATIO))
     flag("--size", metavar="WxH", help=f"openai; wins over --aspect-ratio; default: the ratio's, else {DEFAULT_SIZE}")
     flag("--negative-prompt", metavar="TEXT", help="what to avoid; appended to the prompt")
-    flag("--n", metavar="N", type=number, default=1, help="openai: how many images, 1 to 10, all saved")
-    flag("--reference-image", metavar="PATH", **several, help="repeatable; gemini at most 9, openai 16")
+    flag("--n", metavar="N", type=int, default=1, help="openai: how many images, 1 to 10, all saved")
+    flag("--reference-image", metavar="PATH", dest="reference_images", action="append", default=[],
+         help="repeatable; gemini at most 9, openai 16")  # fmt: skip
     flag("--mask", metavar="PATH", help="openai: PNG with alpha, of the first reference's pixel size")
-    flag("--param", metavar="KEY=VALUE", **several, help="repeatable; extra request field, JSON or text")
+    flag("--param", metavar="KEY=VALUE", dest="params", action="append", default=[], type=read_param,
+         help="repeatable; extra request field, JSON or text")  # fmt: skip
     flag("--output", metavar="PATH", help="file or folder; default: ./output-<time>.png (openai) or .jpeg (gemini)")
-    flag("--timeout", metavar="SECONDS", type=number, default=TIMEOUT_S, help="for one attempt; default: %(default)g")
-    flag("--attempts", metavar="N", type=number, default=3, help="image-to-image only, 1 to 5; default: %(default)s")
+    flag("--timeout", metavar="SECONDS", type=float, default=TIMEOUT_S, help="for one attempt; default: %(default)g")
+    flag("--attempts", metavar="N", type=int, default=3, help="image-to-image only, 1 to 5; default: %(default)s")
     flag("--proxy", metavar="URL", help="the only way to a proxy: the environment's proxy variables are ignored")
     flag("--json", action="store_true", help="exactly one JSON object on standard output, success or failure")
     flag("--dry-run", action="store_true", help="check everything and show the request, send nothing")
@@ -1424,19 +1430,10 @@ def build_parser() -> Parser:
 
 def read_args(options: argparse.Namespace) -> Args:
     """The arguments that a command line amounts to, validated."""
-    fields = {name: getattr(options, name) for name in Args._fields if hasattr(options, name)}
-    if fields["prompt"] is None:
+    if options.prompt is None:
         raise UsageError("There is no prompt.", "Add --prompt or --prompt-file.")
-    params: dict[str, Any] = {}
-    for text in options.param:
-        name, equals, value = text.partition("=")
-        if not name or not equals:
-            raise UsageError(f"The parameter {text!r} is not KEY=VALUE.", "Write it like --param quality=high.")
-        params[name] = value
-        with contextlib.suppress(ValueError):  # no JSON is text, and NaN, which Python takes for JSON, too
-            json.dumps(tree := json.loads(value), allow_nan=False)
-            params[name] = tree
-    return validate_args(Args(**{**fields, "params": params, "reference_images": options.reference_image}))
+    fields = {name: getattr(options, name) for name in Args._fields}
+    return validate_args(Args(**{**fields, "params": dict(options.params)}))
 
 
 def act_generate(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
@@ -1458,9 +1455,10 @@ def act_dry_run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]
     require_packages()
     prove_writable(args.output, args.family)
     call = build_call(args, target.url, *prepare(args), repr)
-    facts: dict[str, Any] = {"method": "POST", "url": call.url}
-    facts["headers"] = {"Authorization": f"Bearer {mask_key(target.key)}"}
-    facts["fields" if call.files else "json"] = call.body
+    facts: dict[str, Any] = {
+        "method": "POST", "url": call.url, "headers": {"Authorization": f"Bearer {mask_key(target.key)}"},
+        "fields" if call.files else "json": call.body,
+    }  # fmt: skip
     if call.files:
         facts["files"] = [{"name": field, "filename": name, "content": repr(r)} for field, name, r in call.files]
     return facts, [json.dumps(redact(facts, [target.key]), indent=2, ensure_ascii=False)]
@@ -1468,9 +1466,7 @@ def act_dry_run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]
 
 def act_list_models(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     head = ["model", "family", "CNY/image", "references", "typical", "sizes"]
-    rows = [
-        [m.name, m.family, f"{m.price_cny:.2f}", str(m.max_references), m.typical, m.sizes or "-"] for m in CATALOGUE
-    ]
+    rows = [[m.name, m.family, f"{m.price_cny:.2f}", m.max_references, m.typical, m.sizes or "-"] for m in CATALOGUE]
     return {"models": [model._asdict() for model in CATALOGUE]}, aligned([head, *rows])
 
 
@@ -1495,40 +1491,35 @@ def act_check(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         facts.update(accepted=True, models=len(tree.get("data") or []))
     except RejectedError as error:
         log.warning("whether the key is accepted cannot be told: %s", redact(error.message, [target.key]))
-    shown = {True: "yes", None: "unknown"}
-    return facts, aligned([[name, shown.get(fact) or redact(str(fact), [target.key])] for name, fact in facts.items()])
+    shown = {"True": "yes", "None": "unknown"}
+    rows = [[name, shown.get(str(fact), redact(str(fact), [target.key]))] for name, fact in facts.items()]
+    return facts, aligned(rows)
 
 
 ACTIONS = {"list_models": act_list_models, "check": act_check, "dry_run": act_dry_run}
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+def aligned(rows: Sequence[Sequence[object]]) -> list[str]:
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows)]
+    return ["  ".join(str(cell).ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
 class Console(logging.Handler):
     """Standard error: a line for each message and, on a terminal, a live line while the gateway works."""
 
     def __init__(self, quiet: bool) -> None:
-        super().__init__()
-        self.quiet, self.keys, self.warnings = quiet, list[str](), list[str]()
-        self.waiting, self.since = "", 0.0
-
-    def learn_keys(self) -> None:
-        """Read all keys there are, to be able to blot them out."""
-        for source in KEY_SOURCES:
-            with contextlib.suppress(ConfigError):
-                self.keys.append(read_source(source))
+        super().__init__(logging.WARNING if quiet else logging.INFO)
+        self.keys, self.warnings = list[str](), list[str]()
+        self.waiting, self.since = "", 0.0  # the text of the live line, if there is one
 
     def emit(self, record: logging.LogRecord) -> None:
-        text, waiting = redact(record.getMessage(), self.keys), getattr(record, "waiting", "")
+        text = redact(record.getMessage(), self.keys)
         if record.levelno >= logging.WARNING:
             self.warnings.append(text)
             self.say(f"warning: {text}")
-        elif waiting and not self.quiet and sys.stderr and sys.stderr.isatty():
-            self.waiting, self.since = waiting, time.monotonic()
-        elif not self.quiet:
+        elif hasattr(record, "waiting") and sys.stderr and sys.stderr.isatty():
+            self.waiting, self.since = text, time.monotonic()
+        else:
             self.say(text)
 
     def say(self, text: str) -> None:
@@ -1537,9 +1528,9 @@ class Console(logging.Handler):
     def paint(self) -> None:
         """Draw the live line anew."""
         if self.waiting:
-            elapsed_s = time.monotonic() - self.since
-            line = f"[image-gen] {'|/-'[int(elapsed_s * 10) % 3]} {elapsed_s:3.0f} s  {self.waiting}"
-            self.write(line[: os.get_terminal_size(sys.stderr.fileno()).columns - 1], self.waiting)
+            line = f"[image-gen] {time.monotonic() - self.since:3.0f} s  {self.waiting}"
+            with contextlib.suppress(OSError):  # the terminal is gone
+                self.write(line[: os.get_terminal_size(sys.stderr.fileno()).columns - 1], self.waiting)
 
     def write(self, text: str, waiting: str = "") -> None:
         """Text in place of the live line, if there is one; it stays the live line when something is waited for."""
@@ -1550,124 +1541,92 @@ class Console(logging.Handler):
         self.waiting = waiting
 
 
-def print_out(text: str) -> None:
-    """Text to standard output, a path in the file system's own bytes whatever the console's encoding."""
-    with contextlib.suppress(
-        OSError, ValueError, AttributeError
-    ):  # closed or broken: the picture is there for all that
-        if os.name == "posix" and hasattr(sys.stdout, "buffer"):
-            sys.stdout.flush()
-            try:
-                sys.stdout.buffer.write(os.fsencode(text + "\n"))
-            except UnicodeEncodeError:  # more than the file system's encoding has
-                sys.stdout.buffer.write((text + "\n").encode("utf-8", "surrogateescape"))
-        else:
-            sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+def print_out(lines: Sequence[str]) -> None:
+    """Lines to standard output, with escapes for what it cannot hold."""
+    text = "".join(f"{line}\n" for line in lines)
+    with contextlib.suppress(OSError, ValueError):  # closed or broken: the picture is there for all that
+        try:
+            print(text, end="", flush=True)
+        except UnicodeEncodeError:
+            print(text.encode("ascii", "backslashreplace").decode(), end="", flush=True)
+
+
+class Command(threading.Thread):
+    """A command line at work, on a thread of its own, which no signal reaches; `outcome` is what came of it."""
+
+    def __init__(self, argv: Sequence[str], console: Console) -> None:
+        super().__init__(daemon=True)
+        self.argv, self.console, self.grace_s = argv, console, 0.0
+        self.outcome: tuple[dict[str, Any], list[str], ImageGenError | None] = {}, [], Interrupted("Interrupted.")
+
+    def run(self) -> None:
+        try:
+            for source in [*dict(CONFIG_ROWS), *KEY_FILES]:  # all keys there are, to be able to blot them out
+                with contextlib.suppress(ConfigError):
+                    self.console.keys += filter(None, [read_source(source)])
+            log.addHandler(self.console)
+            log.setLevel(logging.INFO)
+            options = build_parser().parse_args(self.argv)
+            self.grace_s = INTERRUPT_GRACE_S
+            heed_stop()
+            action = next((act for name, act in ACTIONS.items() if getattr(options, name)), act_generate)
+            self.outcome = (*action(options), None)
+        except SystemExit:  # --help and --version have spoken
+            self.outcome = {}, [], None
+        except ImageGenError as error:
+            self.outcome = {}, [], error
+        except Exception as exc:
+            import traceback
+
+            self.console.say(redact(traceback.format_exc(), self.console.keys))
+            fault = f"Internal error {type(exc).__name__}: {exc}."
+            self.outcome = {}, [], InternalError(fault, "Report it with the lines above.")
+        finally:
+            log.removeHandler(self.console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    console, level, error = Console("--quiet" in argv), log.level, None
-    facts, lines = dict[str, Any](), list[str]()
-    STOP.clear()
-    try:
-        console.learn_keys()
-        log.addHandler(console)
-        log.setLevel(logging.INFO)
-        options = build_parser().parse_args(argv)
-        action = next((act for name, act in ACTIONS.items() if getattr(options, name)), act_generate)
-        facts, lines = supervise(lambda: action(options), console)
-    except SystemExit as exc:  # --help and --version
-        return int(exc.code or 0)
-    except ImageGenError as exc:
-        error = exc
-    except KeyboardInterrupt:
-        error = Interrupted("Interrupted.")
-    except Exception as exc:
-        import traceback
-
-        console.say(redact(traceback.format_exc(), console.keys))
-        error = InternalError(f"Internal error {type(exc).__name__}: {exc}.", "Report it with the lines above.")
-    finally:
-        ignore_interrupts()
-        log.removeHandler(console)
-        log.setLevel(level)
+    console = Console("--quiet" in argv)
+    command = Command(argv, console)
+    command.start()
+    while command.is_alive() and not SIGNALLED:
+        console.paint()
+        command.join(POLL_S)
+    if SIGNALLED:
+        STOP.set()
+        command.join(command.grace_s)
+    facts, lines, error = command.outcome
     if error and error.hint == ONBOARDING:
         console.write(ONBOARDING + "\n")
     else:
         console.say(redact(f"error: {error.message}\n{error.hint}".strip(), console.keys) if error else "")
-    if "--json" in argv:
+    if "--json" in argv and (facts or error):
         outcome: dict[str, Any] = {"ok": False, "error": error.as_json()} if error else {"ok": True, **facts}
         lines = [json.dumps(redact({**outcome, "warnings": console.warnings}, console.keys))]
-    if lines:
-        print_out("\n".join(lines))
+    print_out(lines)
     return error.exit_code if error else 0
 
 
-def supervise(work: Callable[[], Any], console: Console) -> Any:
-    """Do the work on a thread of its own, which no signal reaches; on this one, paint and wait for interrupts."""
-    outcome: list[Any] = []
-    finished = threading.Event()
-
-    def job() -> None:
-        try:
-            outcome.append((work(), None))
-        except BaseException as exc:
-            outcome.append((None, exc))
-        finished.set()
-
-    threading.Thread(target=job, daemon=True).start()
-    try:
-        while not finished.wait(POLL_S):
-            console.paint()
-        ignore_interrupts()
-    except KeyboardInterrupt:
-        STOP.set()
-        if not finished.wait(INTERRUPT_GRACE_S):
-            raise
-    result, exc = outcome[0]
-    if exc:
-        raise exc
-    return result
-
-
-def interrupt(number: int, frame: Any) -> None:
-    """Raise KeyboardInterrupt on the main thread, once: a second signal must not disturb the tidying up."""
-    ignore_interrupts()
-    raise KeyboardInterrupt
-
-
-def ignore_interrupts() -> None:
-    """The outcome stands; a library's caller keeps its own handlers."""
-    for number in SIGNALS:
-        if signal.getsignal(number) is interrupt:
-            signal.signal(number, signal.SIG_IGN)
-
-
 def own_the_process() -> None:
-    """What a script may do to its process and a library must not: streams, warnings, signals, another interpreter."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    """What a script may do to its process and a library must not: stdout, warnings, another interpreter, signals."""
+    if os.name == "posix" and isinstance(sys.stdout, io.TextIOWrapper):  # a path in the file system's own bytes
+        sys.stdout.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
     warnings.simplefilter("ignore")
     venv = os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", ".venv")
     python = os.path.join(venv, "Scripts/python.exe" if os.name == "nt" else "bin/python")
-    missing = not all(map(importlib.util.find_spec, ("requests", "PIL")))
-    if missing and os.path.exists(python) and os.path.realpath(sys.prefix) != os.path.realpath(venv):
+    other = os.path.exists(python) and os.path.realpath(sys.prefix) != os.path.realpath(venv)
+    if other and not all(map(importlib.util.find_spec, ("requests", "PIL"))):
         if os.name == "nt":  # where exec would not wait for the new process
             import subprocess
 
             raise SystemExit(subprocess.call([python, *sys.argv]))
         os.execv(python, [python, *sys.argv])
-    for number in SIGNALS:
-        signal.signal(number, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: SIGNALLED.append(number))
 
 
 if __name__ == "__main__":
     own_the_process()
-    exit_code = main()
-    if exit_code == Interrupted.exit_code:
-        os._exit(exit_code)  # and not wait for what still unwinds
-    raise SystemExit(exit_code)
+    os._exit(main())  # at once: without what still unwinds, and before a late signal can spoil it
