@@ -1513,7 +1513,7 @@ class Console(logging.Handler):
         self.waiting, self.since = "", 0.0  # the text of the live line, if there is one
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = redact(record.getMessage(), self.keys)
+        text = record.getMessage()
         if record.levelno >= logging.WARNING:
             self.warnings.append(text)
             self.say(f"warning: {text}")
@@ -1536,7 +1536,7 @@ class Console(logging.Handler):
         """Text in place of the live line, if there is one; it stays the live line when something is waited for."""
         with contextlib.suppress(OSError, ValueError):  # a closed or broken stderr is no reason to lose a picture
             if sys.stderr:
-                sys.stderr.write("\r\x1b[K" * bool(self.waiting) + text)
+                sys.stderr.write("\r\x1b[K" * bool(self.waiting) + redact(text, self.keys))
                 sys.stderr.flush()
         self.waiting = waiting
 
@@ -1552,12 +1552,13 @@ def print_out(lines: Sequence[str]) -> None:
 
 
 class Command(threading.Thread):
-    """A command line at work, on a thread of its own, which no signal reaches; `outcome` is what came of it."""
+    """A command line at work, on a thread of its own, which no signal reaches."""
 
     def __init__(self, argv: Sequence[str], console: Console) -> None:
         super().__init__(daemon=True)
         self.argv, self.console, self.grace_s = argv, console, 0.0
-        self.outcome: tuple[dict[str, Any], list[str], ImageGenError | None] = {}, [], Interrupted("Interrupted.")
+        self.facts, self.lines = dict[str, Any](), list[str]()
+        self.error: ImageGenError | None = Interrupted("Interrupted.")  # unless it comes to another end
 
     def run(self) -> None:
         try:
@@ -1570,17 +1571,18 @@ class Command(threading.Thread):
             self.grace_s = INTERRUPT_GRACE_S
             heed_stop()
             action = next((act for name, act in ACTIONS.items() if getattr(options, name)), act_generate)
-            self.outcome = (*action(options), None)
+            self.facts, self.lines = action(options)
+            self.error = None
         except SystemExit:  # --help and --version have spoken
-            self.outcome = {}, [], None
+            self.error = None
         except ImageGenError as error:
-            self.outcome = {}, [], error
+            self.error = error
         except Exception as exc:
             import traceback
 
-            self.console.say(redact(traceback.format_exc(), self.console.keys))
+            self.console.say(traceback.format_exc())
             fault = f"Internal error {type(exc).__name__}: {exc}."
-            self.outcome = {}, [], InternalError(fault, "Report it with the lines above.")
+            self.error = InternalError(fault, "Report it with the lines above.")
         finally:
             log.removeHandler(self.console)
 
@@ -1597,11 +1599,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if SIGNALLED:
         STOP.set()
         command.join(command.grace_s)
-    facts, lines, error = command.outcome
+    facts, lines, error = command.facts, command.lines, command.error
     if error and error.hint == ONBOARDING:
         console.write(ONBOARDING + "\n")
     else:
-        console.say(redact(f"error: {error.message}\n{error.hint}".strip(), console.keys) if error else "")
+        console.say(f"error: {error.message}\n{error.hint}" if error else "")
     if "--json" in argv and (facts or error):
         outcome: dict[str, Any] = {"ok": False, "error": error.as_json()} if error else {"ok": True, **facts}
         lines = [json.dumps(redact({**outcome, "warnings": console.warnings}, console.keys))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
 import os
 import subprocess
@@ -99,15 +98,11 @@ def gateway(clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 @pytest.fixture
-def run(
-    clean_environment: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Outcome]:
-    """run(*argv, stdin=None): the program in this process."""
+def run(clean_environment: None, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """run(*argv): the program in this process."""
     import generate
 
-    def call(*argv: object, stdin: str | bytes | None = None) -> Outcome:
-        given = stdin.encode() if isinstance(stdin, str) else stdin or b""
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
+    def call(*argv: object) -> Outcome:
         capsys.readouterr()  # what came before is not the program's
         try:
             code = generate.main([str(word) for word in argv])
