@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 PathLike = Union[str, "os.PathLike[str]"]
 log = logging.getLogger("image-gen")
 log.addHandler(logging.NullHandler())
-SIGNALLED: list[int] = []  # the signals that came: all that a handler may do safely is to note it
+SIGNALLED: list[bool] = []  # not empty once a signal came: to note that is all that a handler can safely do
 STOP = threading.Event()  # set by an interrupt: what waits or has not been sent yet raises Interrupted
 
 # --- Errors ---
@@ -1569,7 +1569,7 @@ class Command(threading.Thread):
             log.setLevel(logging.INFO)
             options = build_parser().parse_args(self.argv)
             self.grace_s = INTERRUPT_GRACE_S
-            heed_stop()
+            heed_stop()  # an interrupt until here was given no grace
             action = next((act for name, act in ACTIONS.items() if getattr(options, name)), act_generate)
             self.facts, self.lines = action(options)
             self.error = None
@@ -1626,7 +1626,7 @@ def own_the_process() -> None:
             raise SystemExit(subprocess.call([python, *sys.argv]))
         os.execv(python, [python, *sys.argv])
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: SIGNALLED.append(number))
+        signal.signal(number, lambda *_: SIGNALLED.append(True))
 
 
 if __name__ == "__main__":

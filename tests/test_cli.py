@@ -352,6 +352,21 @@ def test_exit_code_130(
         assert "[image-gen]" in err
 
 
+@pytest.mark.parametrize("signums", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGTERM] * 3])
+def test_exit_code_130_while_the_prompt_is_read(start: Callable[..., Any], signums: list[int]) -> None:
+    """Somebody who forgot to type it, and is impatient: the end comes at once, as nothing is under way."""
+    process = start("--json", "--prompt-file", "-", stdin=subprocess.PIPE)
+    process.stdin.write("half a")
+    process.stdin.flush()
+    while struct.unpack("i", fcntl.ioctl(process.stdin, termios.FIONREAD, bytes(4)))[0]:
+        time.sleep(0.01)  # until it has been read
+    for signum in signums:
+        process.send_signal(signum)
+    assert process.wait(5) == 130
+    assert json.loads(process.stdout.read())["error"]["kind"] == "interrupted"
+    assert "Traceback" not in process.stderr.read()
+
+
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=["path", "json"])
 def test_exit_code_1_shows_the_traceback_without_the_key(
     gateway: Gateway, run: Any, monkeypatch: pytest.MonkeyPatch, flags: list[str]
