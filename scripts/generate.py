@@ -437,7 +437,7 @@ def load_target(api_key: str | None = None, base_url: str | None = None) -> Targ
     url, url_source = load_base_url(key_source, base_url)
     own = url_source.replace("_BASE_URL", "_API_KEY")
     if own not in (key_source, url_source):
-        if read_source(own) not in ("", key):
+        if read_source(own) not in ("", api_key):
             fault = f"The key from {key_source} would go to the gateway of {url_source}, whose own key is in {own}."
             raise ConfigError(fault, f"Unset {url_source}, or unset {key_source} so that {own} is used.")
         log.warning("the key from %s goes to the gateway from %s", key_source, url_source)
@@ -455,7 +455,7 @@ def find_model(name: str, family: str | None = None) -> Model:
     plain = str(name).rsplit("/", 1)[-1].lower()
     rows = [row for row in CATALOGUE if row.name == name]
     rows += [row for row in PATTERNS if re.fullmatch(row.name, plain)]
-    rows += [row for row in PATTERNS if row.family == family]
+    rows += [row for row in PATTERNS if row.family == family and plain.strip()]
     if not rows:
         known = ", ".join(row.name for row in CATALOGUE)
         hint = f"Use one of {known}; for another image model of your gateway add --family openai or gemini."
@@ -484,7 +484,7 @@ def choose_size(model: Model, aspect_ratio: str | None = None, size: str | None 
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", str(size), re.A)
     short, long = sorted(map(int, match.groups())) if match else (0, 0)
     fits = short % 16 == long % 16 == 0 and long <= min(3840, 3 * short) and 655_360 <= short * long <= 8_294_400
-    if size in sizes or (fits and "WxH" in sizes) or (match and model not in CATALOGUE):
+    if (size in sizes and size != "WxH") or (fits and "WxH" in sizes) or (match and model not in CATALOGUE):
         return size
     rule = ", WxH: multiples of 16, 1:3 to 3:1, 655,360 to 8,294,400 pixels, no edge over 3840"
     raise UsageError(f"The size is {size!r}.", f"{model.name} takes {', '.join(sizes).replace(', WxH', rule)}.")
@@ -1377,6 +1377,11 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message[:1].upper() + message[1:] + ".", "See --help.")
 
 
+def number(text: str) -> Any:
+    """A number, or the text itself, for validation to name."""
+    return int(text) if re.fullmatch(r"-?\d{1,9}", text, re.A) else float(text) if "." in text else text
+
+
 def read_prompt(path: str) -> str:
     try:
         with open(0 if path == "-" else os.path.expanduser(path), "rb") as file:
@@ -1409,15 +1414,15 @@ def build_parser() -> Parser:
     flag("--aspect-ratio", metavar="R", help=" ".join(OPENAI_SIZE_BY_RATIO))
     flag("--size", metavar="WxH", help=f"openai; wins over --aspect-ratio; default: the ratio's, else {DEFAULT_SIZE}")
     flag("--negative-prompt", metavar="TEXT", help="what to avoid; appended to the prompt")
-    flag("--n", metavar="N", type=int, default=1, help="openai: how many images, 1 to 10, all saved")
+    flag("--n", metavar="N", type=number, default=1, help="openai: how many images, 1 to 10, all saved")
     flag("--reference-image", metavar="PATH", dest="reference_images", action="append", default=[],
          help="repeatable; gemini at most 9, openai 16")  # fmt: skip
     flag("--mask", metavar="PATH", help="openai: PNG with alpha, of the first reference's pixel size")
     flag("--param", metavar="KEY=VALUE", dest="params", action="append", default=[], type=read_param,
          help="repeatable; extra request field, JSON or text")  # fmt: skip
     flag("--output", metavar="PATH", help="file or folder; default: ./output-<time>.png (openai) or .jpeg (gemini)")
-    flag("--timeout", metavar="SECONDS", type=float, default=TIMEOUT_S, help="for one attempt; default: %(default)g")
-    flag("--attempts", metavar="N", type=int, default=3, help="image-to-image only, 1 to 5; default: %(default)s")
+    flag("--timeout", metavar="SECONDS", type=number, default=TIMEOUT_S, help="for one attempt; default: %(default)g")
+    flag("--attempts", metavar="N", type=number, default=3, help="image-to-image only, 1 to 5; default: %(default)s")
     flag("--proxy", metavar="URL", help="the only way to a proxy: the environment's proxy variables are ignored")
     flag("--json", action="store_true", help="exactly one JSON object on standard output, success or failure")
     flag("--dry-run", action="store_true", help="check everything and show the request, send nothing")
@@ -1528,7 +1533,8 @@ class Console(logging.Handler):
     def paint(self) -> None:
         """Draw the live line anew."""
         if self.waiting:
-            line = f"[image-gen] {time.monotonic() - self.since:3.0f} s  {self.waiting}"
+            elapsed_s = time.monotonic() - self.since
+            line = f"[image-gen] {'|/-'[int(elapsed_s * 10) % 3]} {elapsed_s:3.0f} s  {self.waiting}"
             with contextlib.suppress(OSError):  # the terminal is gone
                 self.write(line[: os.get_terminal_size(sys.stderr.fileno()).columns - 1], self.waiting)
 

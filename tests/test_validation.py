@@ -72,20 +72,17 @@ BAD = {
     # n, attempts, timeout
     **{
         f"n {value}": Bad("--model", GPT_2, "--n", value, says=[r"\bn\b", value, "1", "10"])
-        for value in ("0", "11", "-1", "1000000000000000000000")
-    },
-    **{
-        f"n {value!r}": Bad("--model", GPT_2, "--n", value, says=["--n", "int", f"'{value}'", "--help"])
-        for value in ("two", "1.5", "1e1", "0x2", "nan", "")
+        for value in ("0", "11", "two", "-1", "1.5", "1e1", "0x2", "nan", "1000000000000000000000")
     },
     "n 11 for gemini": Bad("--n", "11", says=[r"\bn\b", "11", "10"]),
     "n 2 with dall-e-3": Bad("--model", DALL_E, "--n", "2", says=[r"\bn\b", "2", DALL_E, "one"]),
+    "empty n": Bad("--model", GPT_2, "--n", "", says=[r"\bn\b", "10"]),
     **{
-        f"attempts {value}": Bad("--attempts", value, says=["attempts", value, "5|int"])
+        f"attempts {value}": Bad("--attempts", value, says=["attempts", value, "5"])
         for value in ("0", "6", "many", "2.5")
     },
     **{
-        f"timeout {value}": Bad("--timeout", value, says=["timeout", value, "seconds|float"])
+        f"timeout {value}": Bad("--timeout", value, says=["timeout", value, "seconds"])
         for value in ("0", "-5", "soon", "nan", "inf", "86401")
     },
     # references and masks
