@@ -56,7 +56,8 @@ MAX_PAGE_BYTES = 2**20  # an answer that is an error
 RATIO_TOLERANCE = 0.05
 TIMEOUT_S, CONNECT_TIMEOUT_S = 300.0, 30.0
 RETRY_WAITS_S, MAX_RETRY_AFTER_S = (1.0, 4.0, 16.0), 60.0  # before the second attempt, the third, and every later one
-FETCH_TRIES, MAX_REDIRECTS, MAX_DEAD_LINKS = 3, 5, 10
+FETCH_TRIES, MAX_REDIRECTS = 3, 5
+MAX_DEPTH = 400  # of an answer's tree: what is deeper is not looked at
 INTERRUPT_GRACE_S = 10.0  # what is under way gets to unwind, and a paid picture to reach the disk, after Ctrl-C
 POLL_S = 0.1
 
@@ -301,17 +302,14 @@ CANNOT = (
     r"|produc|help|assist|fulfil|edit|comply|process|provide|do)|无法|不能|抱歉"
 )
 UNFINISHED = r"(?i)queue|pending|process|submit|in_?progress|running|created|waiting|not_?start"
-DATA_URL = r"(?ai)data:[^,\n]{0,200};\s*base64\s*,\s*([\w+/%\r\n\t -]{64,}={0,2})"
-LONG_BASE64 = r"(?a)[\w+/-]{64}[\w+/\r\n-]*={0,2}"
+BASE64 = r"(?a)[\w+/%-]{56}[\w+/%\s-]*={0,2}"
 LINK = (
-    r"(?i)(?P<mark>!?)\[(?P<label>[^\]]*)\]\(\s*<?(?P<url>[^\s<>)]+)|<img\b[^>]*?\bsrc=[\"'](?P<src>[^\"']+)"
-    r"|(?P<bare>https?://[^\s\"'<>)\]]+)"
+    r"(?i)(!?\[[^\]]*\]\(\s*<?|<img\b[^>]*?\bsrc=[\"']?|(?=https?://))"
+    r"((?:https?:|/|[\w.-]+[/.])[^\s\"'<>)\]]+)"
 )
-BLANKS = "\ufeff\0 \t\r\n"  # what may stand around JSON
 RELATIVE_LINK = r"/{0,2}[\w.~%:/-]+(\?\S*)?"
 PICTURE_NAME = r"(?i)\.(png|jpe?g|webp|gif|avif)\b"
 PICTURE_WORD = r"(?i)image|picture|photo|download|图|下载"
-FROM_URL_SAFE = str.maketrans("-_", "+/")
 
 # Required word for word, see the specification's section Onboarding.
 ONBOARDING = """\
@@ -702,63 +700,54 @@ def fit_mask(path: PathLike | None, references: Sequence[Reference]) -> Referenc
 
 def parse_body(body: Any) -> Any:
     """A body as a JSON tree, an event stream as a list of its events' trees and their joined text, or else as text."""
-    if isinstance(body, str):
-        body = body.encode("utf-8", "replace")
-    if not isinstance(body, (bytes, bytearray)):
+    if isinstance(body, (bytes, bytearray)):
+        if sniff_format(body):
+            return base64.b64encode(body).decode("ascii")
+        body = body.decode(json.detect_encoding(body), "replace")
+    if not isinstance(body, str):
         return body
-    text = body.decode(json.detect_encoding(body), "replace").strip(BLANKS)
+    body = body.strip("\ufeff\0 \t\r\n")
     with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(text)
+        return json.loads(body)
     with contextlib.suppress(ValueError, RecursionError):
-        events = json.loads("[" + ",".join(re.findall(r"^data:\s*(\{.*)", text, re.M)) + "]")
-        deltas = "".join(piece for path, piece in walk(events) if path[-2:] == ("delta", "content"))
-        return [*events, deltas] if events else text
-    return text
+        if events := json.loads("[" + ",".join(re.findall(r"^data:\s*(\{.*)", body, re.M)) + "]"):
+            return [*events, "".join(text for path, text in walk(events) if path[-2:] == ("delta", "content"))]
+    return re.sub(r"\\[nr]", "\n", body.replace("\\/", "/"))  # perhaps JSON that was cut short
 
 
-def walk(tree: Any, most_nodes: int = 10_000_000) -> Iterator[tuple[tuple[Any, ...], str]]:
+def walk(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], str]]:
     """Every text and number of a tree in order, with its path; JSON in a text is entered, a list of bytes base64."""
-    levels: list[Iterator[Any]] = [iter([((), tree)])]  # of (path, node), as deep as the tree: no recursion
-    for _ in range(most_nodes):
-        while levels and not (step := list(itertools.islice(levels[-1], 1))):
-            levels.pop()
-        if not levels:
-            return
-        [(path, node)] = step
-        if isinstance(node, str) and node[:1] in ("{", "["):
-            with contextlib.suppress(ValueError, RecursionError):
-                node = json.loads(node)
-        if isinstance(node, list) and node and isinstance(node[0], int):
-            with contextlib.suppress(ValueError, TypeError):
-                node = base64.b64encode(bytes(node)).decode("ascii")
-        if isinstance(node, (str, int)):
-            yield path, str(node)
-        elif isinstance(node, dict):
-            path += ("draft",) if node.get("thought") is True or "partial" in str(node.get("type")) else ()
-            levels.append(zip(map(path.__add__, zip(node)), node.values()))
-        elif isinstance(node, list):
-            levels.append(zip(map(path.__add__, zip(itertools.count())), node))
+    if isinstance(node, str) and node[:1] in ("{", "["):
+        with contextlib.suppress(ValueError, RecursionError):
+            node = json.loads(node)
+    if isinstance(node, list) and node and isinstance(node[0], int):
+        with contextlib.suppress(ValueError, TypeError):
+            node = base64.b64encode(bytes(node)).decode("ascii")
+    if isinstance(node, (str, int)):
+        yield path, str(node)
+    elif isinstance(node, (dict, list)) and len(path) < MAX_DEPTH:
+        if isinstance(node, dict) and (node.get("thought") is True or "partial" in str(node.get("type"))):
+            path += ("draft",)
+        for step, item in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from walk(item, (*path, step))
 
 
 def texts_under(tree: Any, keys: str) -> list[str]:
-    """The texts of a tree whose own key matches, blank and very long ones left out; what is far from the top, too."""
-    found = [text for path, text in walk(tree, 10_000) if path and re.fullmatch(keys, str(path[-1]), re.I)]
-    return [text for text in found if text.strip() and len(text) < 100_000]
+    """The texts of a tree whose own key matches, blank ones left out; a text that is the whole tree has the key ""."""
+    near = itertools.islice(walk(tree), 10_000)
+    return [text for path, text in near if re.fullmatch(keys, str(("", *path)[-1]), re.I) and text.strip()]
 
 
 def decode_base64(text: str) -> bytes:
     """Base64 of either alphabet, padded or not, in lines or not; b"" unless its first bytes are a picture's."""
+    from binascii import a2b_base64  # unlike b64decode it makes no copy of the text
     from urllib.parse import unquote
 
-    with contextlib.suppress(ValueError):
-        head = unquote("".join(text[:200].split())[:96]).translate(FROM_URL_SAFE)[:48]
-        if len(head) < 48 or not sniff_format(base64.b64decode(head)):
-            return b""
-        text = unquote(text) if "%" in text else text
-        text = text.translate(FROM_URL_SAFE) if "-" in text or "_" in text else text
-        for end in (None, -1):  # one letter less: cut off inside a group of four
-            with contextlib.suppress(ValueError):
-                return base64.b64decode(text.rstrip()[:end] + "==")
+    text = unquote(text).replace("-", "+").replace("_", "/").rstrip()
+    for end in (None, -1):  # one letter less: cut off inside a group of four
+        with contextlib.suppress(ValueError):
+            data = a2b_base64(text[:end] + "==")
+            return data if sniff_format(data) else b""
     return b""
 
 
@@ -773,43 +762,34 @@ def find_links(key: str, text: str) -> Iterator[str]:
     if re.fullmatch(RELATIVE_LINK, text) and (rooted or re.search(PICTURE_NAME, text)):
         yield text
     for match in re.finditer(LINK, text):
-        link = match["url"] or match["src"] or match["bare"].rstrip(".,;:!?、。，；：！？）】」")
-        shown = match["mark"] or match["src"] or match[0] == text
-        named = re.search(PICTURE_NAME, link) or re.search(PICTURE_WORD, match["label"] or "")
-        allowed = re.match("https?:" if not shown else r"https?:|/|[\w.-]+(/|\.\w+$)", link, re.I)
-        if allowed and (shown or named) and not re.search(AVATAR, f"{match['label']} {link}", re.I):
+        lead, link = match[1], match[2].rstrip(".,;:!?、。，；：！？）】」")
+        shown = "![" in lead or lead.startswith("<") or match[0] == text
+        named = re.search(PICTURE_NAME, link) or re.search(PICTURE_WORD, lead)
+        if (shown or named) and link.isprintable() and not re.search(AVATAR, match[0], re.I):
             yield link
 
 
 def find_images(tree: Any) -> Iterator[Find]:
     """All that may be the result, wherever it stands: base64 whose first bytes are a picture's, and links."""
     for path, text in walk(tree):
-        if len(text) < 3 or re.search(IGNORED_KEYS, words := words_of(path)):
+        if re.search(IGNORED_KEYS, words := words_of(path)):
             continue
-        found = [decode_base64(text)]
-        if not any(found):
-            found += map(decode_base64, re.findall(DATA_URL, text))
-        if not path:  # no JSON, or JSON cut short: base64 stands in quotes, perhaps with escapes
-            plain = text.replace("\\/", "/").replace("\\r", "").replace("\\n", "\n")
-            found += map(decode_base64, re.findall(LONG_BASE64, plain))
-        yield from (Find(path, data, "") for data in found if data)
-        if not any(found) and not re.search(CANNOT, text[:8000]):
-            links = dict.fromkeys(find_links(words, text[:8000].strip()))
-            yield from (Find(path, b"", link) for link in links if link.isprintable())
+        found = list(filter(None, map(decode_base64, re.findall(BASE64, text))))
+        yield from (Find(path, data, "") for data in found)
+        if not found and not re.search(CANNOT, text := text[:8000].strip()):
+            yield from (Find(path, b"", link) for link in dict.fromkeys(find_links(words, text)))
 
 
-def choose_results(finds: Sequence[Find], family: str, echoes: Sequence[bytes]) -> list[list[list[Find]]]:
+def choose_results(finds: Sequence[Find], family: str) -> list[list[list[Find]]]:
     """How an answer can be read, likeliest first; a reading has for every picture made its alternatives, best first.
 
     openai: each element of a list is a picture, and what stands under one top-level key is one reading.
     gemini: there is one picture, the last; the ones before it are drafts.
     """
-    usable = [find for find in finds if find.link or find.data not in echoes]
-    usable = [find for find in usable if not re.search(DRAFT_KEYS, words_of(find.path))] or usable
-    readings: dict[str, dict[Any, list[Find]]] = {}
-    for find in usable:
+    readings: dict[Any, dict[Any, list[Find]]] = {}
+    for find in [find for find in finds if not re.search(DRAFT_KEYS, words_of(find.path))] or finds:
         depth = max((i for i, step in enumerate(find.path, 1) if isinstance(step, int)), default=0)
-        top = str(find.path[0]) if find.path and isinstance(find.path[0], str) else ""
+        top = next((step for step in find.path[:1] if isinstance(step, str)), "")
         top, element = (top, find.path[:depth]) if family == "openai" else ("", ())
         readings.setdefault(top, {}).setdefault(element, []).insert(0, find)
     ordered = [[sorted(group, key=lambda find: not find.data) for group in each.values()] for each in readings.values()]
@@ -820,18 +800,17 @@ def read_answer(
     body: bytes | bytearray, args: Args, echoes: Sequence[bytes], fetch: Callable[[str, int], bytes]
 ) -> tuple[list[Picture], dict[str, Any]]:
     """All pictures of a successful answer, and its usage; `fetch` gets the bytes behind a link, given how many wait."""
-    tree = None if sniff_format(body) else parse_body(body)
-    finds = [Find((), bytes(body), "")] if tree is None else list(find_images(tree))
+    tree = parse_body(body)
     if isinstance(body, bytearray):
         body.clear()  # a large answer would stand in memory twice
     refused = refusal_in(tree)
-    finds = [find for find in finds if find.data or not refused]
+    finds = [find for find in find_images(tree) if (find.data or not refused) and find.data not in echoes]
     pictures: list[Picture] = []
     faults, links, salvage = dict[str, None](), list[str](), b""
-    readings = choose_results(finds, str(args.family), echoes)
+    readings = choose_results(finds, str(args.family))
     groups = (rest for reading in readings if not pictures for rest in zip(reading, range(len(reading), 0, -1)))
     for group, waiting in groups:
-        for find in group if len(links) < MAX_DEAD_LINKS else filter(lambda find: find.data, group):
+        for find in group:
             try:
                 data = find.data or fetch(find.link, waiting)
                 if data not in echoes:
@@ -872,16 +851,12 @@ def gateway_error(status: int, body: Any, headers: Mapping[str, str] = {}) -> Im
     {"error": {"message": "No", "type": "bad", "code": null}} has the sentence "No" and the code "bad"
     """
     tree = parse_body(body)
-    texts, codes = [tree] if isinstance(tree, str) else texts_under(tree, "(error_?)?(message|msg)"), ""
-    if not isinstance(tree, str):
-        texts = texts or texts_under(tree, r"detail|error|error_description|title|\d+")
-        places = ".".join(text for path, text in walk(tree, 1000) if "loc" in path)
-        texts = [f"{places}: {texts[0]}" if places else texts[0]] if texts else [places]
-        words = texts_under(tree, "(error_?)?code|reason")  # the most telling ones
-        words += texts_under(tree, "type|status|error")
-        words = [word for word in words if re.fullmatch(r"[\w.:-]*[^\W\d][\w.:-]*", word)]
-        codes = re.sub("(?<=[a-z])(?=[A-Z])", "_", " ".join(words))
-    message = one_line(texts[0])
+    texts = texts_under(tree, "|(error_?)?(message|msg)") or texts_under(tree, r"detail|error(_description)?|title|\d+")
+    places = ".".join(text for path, text in walk(tree) if "loc" in path)
+    message = one_line(": ".join(filter(None, [places, *texts[:1]])))
+    words = texts_under(tree, "(error_?)?code|reason") + texts_under(tree, "type|status|error")  # best ones first
+    codes = " ".join(word for word in words if re.fullmatch(r"(?=.*[^\W\d])[\w.:-]{1,80}", word))
+    codes = re.sub("(?<=[a-z])(?=[A-Z])", "_", codes)
     error, retryable = next(
         (error, retryable)
         for error, retryable, for_status, for_words in MEANINGS
@@ -895,16 +870,16 @@ def gateway_error(status: int, body: Any, headers: Mapping[str, str] = {}) -> Im
 
 def read_retry_after(headers: Mapping[str, str]) -> float:
     """The seconds that Retry-After (a number or a date) or retry-after-ms asks for, at most 60; 0 without a wish."""
-    import calendar
-    import email.utils
+    from email.utils import parsedate_to_datetime
 
-    wish, milliseconds = headers.get("retry-after", "").strip(), headers.get("retry-after-ms", "")
-    with contextlib.suppress(ValueError, TypeError, OverflowError):
-        if not wish or re.fullmatch(r"[\d.]+", wish, re.A):
-            seconds = float(wish) if wish else float(milliseconds) / 1000
-        else:  # without a zone it is GMT
-            seconds = calendar.timegm(email.utils.parsedate_to_datetime(wish).utctimetuple()) - time.time()
-        return min(max(0.0, seconds), MAX_RETRY_AFTER_S)
+    readers: tuple[Callable[[], float], ...] = (
+        lambda: float(headers["retry-after"]),
+        lambda: float(headers["retry-after-ms"]) / 1000,
+        lambda: parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time(),
+    )
+    for read in readers:
+        with contextlib.suppress(KeyError, ValueError, TypeError, OverflowError):
+            return min(max(0.0, read()), MAX_RETRY_AFTER_S)
     return 0.0
 
 
@@ -919,24 +894,20 @@ def handle_http_error(family: str, status: int, body: Any, headers: Mapping[str,
 def classify_response_error(family: str, body: Any) -> NoReturn:
     """Raise the ImageGenError of a successful answer without a picture; the body is bytes, text or a JSON tree."""
     tree = parse_body(body)
-    top = next((node for node in (tree if isinstance(tree, list) else [tree]) if isinstance(node, dict)), {})
-    stated = [node.get(key) for node in (top.get("error"), top) if isinstance(node, dict) for key in ("code", "status")]
-    status = next((int(str(value)) for value in stated if re.fullmatch("[45][0-9][0-9]", str(value))), 200)
-    error = gateway_error(status, tree)
-    told = any(map(top.get, ("error", "errors", "detail")))
-    if status != 200 or told or (top.get("code") and error.kind != "response"):
+    stated = [int(text) for text in texts_under(tree, "code|status") if re.fullmatch("[45][0-9][0-9]", text)]
+    error = gateway_error(stated[0] if stated else 200, tree)
+    if not isinstance(error, ResponseError):
         raise error
     if refusal := refusal_in(tree):
         raise RefusedError(f"The model refused: {one_line(refusal)}.")
     unfinished = any(re.search(UNFINISHED, state) for state in texts_under(tree, "status|state"))
-    ids = texts_under(tree, "(task|job|generation|prediction)_?id") + texts_under(tree, "(request_?)?id") * unfinished
-    if ids:
-        hint = "Ask the gateway for that task's result; only answers that hold the image are read here."
-        raise ResponseError(f"The gateway answered with the unfinished task {one_line(ids[0])}, not an image.", hint)
-    texts = texts_under(tree, "content|text|message|msg") or texts_under(tree, "finish_?reason")
-    said = one_line(tree if isinstance(tree, str) else " ".join(texts))
-    hint = "Check the base URL: most end in /v1." if isinstance(tree, str) and tree.startswith("<") else ""
-    raise ResponseError(f"The answer holds no image{': ' if said else ''}{said}".rstrip(".") + ".", hint)
+    ids = texts_under(tree, "(task|job|generation|prediction)_?id" + "|(request_?)?id" * unfinished)
+    texts = texts_under(tree, "|content|text|message|msg|detail|error") or texts_under(tree, "finish_?reason")
+    held = f"no image but the unfinished task {one_line(ids[0])}" if ids else "no image"
+    said = f": {one_line(' '.join(texts))}" if texts else ""
+    hint = "Check the base URL: most end in /v1." if texts and texts[0].startswith("<") else ""
+    hint = "Ask the gateway for that task's result; only answers that hold the image are read here." if ids else hint
+    raise ResponseError(f"The answer holds {held}{said}".rstrip(".") + ".", hint)
 
 
 # --- Wire: the only code that opens sockets ---
