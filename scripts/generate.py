@@ -290,12 +290,12 @@ WIRE_FAULTS = (
 )
 
 # Keys under which an answer never has its result, and those under which it has it when nothing better is there.
-AVATAR = r"avatar|favicon|emoji"
+AVATAR = r"(?i)avatar|favicon|emoji"
 IGNORED_KEYS = (
-    rf"(?i){AVATAR}|\b(author|user|profile|input|request|prompt|mask|help|support|docs?|documentation|homepage|website"
-    r"|terms|policy|policies|callback|webhook|citations?|annotations?)\b"
+    rf"{AVATAR}|author|user|profile|input|request|prompt|mask|help|support|docs|documentation|homepage|website|terms"
+    r"|policy|policies|callback|webhook|citation|annotation"
 )
-DRAFT_KEYS = r"(?i)thumb|preview|draft|partial|thought|thinking|reasoning|\b(icon|logo)s?\b"
+DRAFT_KEYS = r"(?i)thumb|preview|draft|partial|thought|thinking|reasoning|icon|logo"
 LINK_KEYS = r"(?i)ur[li]|link|href|src|path|image|file|output|result"
 CANNOT = (
     r"(?is)\b(can['’]?t|cannot|can not|unable to|won['’]t|not able to|decline to)\b.{0,40}\b(generat|creat|mak|draw"
@@ -303,13 +303,11 @@ CANNOT = (
 )
 UNFINISHED = r"(?i)queue|pending|process|submit|in_?progress|running|created|waiting|not_?start"
 BASE64 = r"(?a)[\w+/%-]{56}[\w+/%\s-]*={0,2}"
-LINK = (
-    r"(?i)(!?\[[^\]]*\]\(\s*<?|<img\b[^>]*?\bsrc=[\"']?|(?=https?://))"
+LINK = (  # in markdown, in HTML, bare, or the only word of its text
+    r"(?i)(?:!?\[[^\]]*\]\(\s*<?|<img\b[^>]*?\bsrc=[\"']?|(?=https?://)|\A(?=\S+\Z))"
     r"((?:https?:|/|[\w.-]+[/.])[^\s\"'<>)\]]+)"
 )
-RELATIVE_LINK = r"/{0,2}[\w.~%:/-]+(\?\S*)?"
-PICTURE_NAME = r"(?i)\.(png|jpe?g|webp|gif|avif)\b"
-PICTURE_WORD = r"(?i)image|picture|photo|download|图|下载"
+PICTURE_LINK = r"(?i)^(\[?!|<)|^\[[^\]]*(image|picture|photo|download|图|下载)|\.(png|jpe?g|webp|gif|avif)\b"
 
 # Required word for word, see the specification's section Onboarding.
 ONBOARDING = """\
@@ -701,8 +699,6 @@ def fit_mask(path: PathLike | None, references: Sequence[Reference]) -> Referenc
 def parse_body(body: Any) -> Any:
     """A body as a JSON tree, an event stream as a list of its events' trees and their joined text, or else as text."""
     if isinstance(body, (bytes, bytearray)):
-        if sniff_format(body):
-            return base64.b64encode(body).decode("ascii")
         body = body.decode(json.detect_encoding(body), "replace")
     if not isinstance(body, str):
         return body
@@ -751,33 +747,24 @@ def decode_base64(text: str) -> bytes:
     return b""
 
 
-def words_of(path: Sequence[Any]) -> str:
-    """A path as words: ("data", 0, "imageUrl") -> "data 0 image Url"."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|[_-]", " ", " ".join(map(str, path)))
-
-
-def find_links(key: str, text: str) -> Iterator[str]:
+def find_links(path: Sequence[Any], text: str) -> Iterator[str]:
     """The links in a text that may lead to the result."""
-    rooted = text.startswith("/") and re.search(LINK_KEYS, key)
-    if re.fullmatch(RELATIVE_LINK, text) and (rooted or re.search(PICTURE_NAME, text)):
-        yield text
+    whole = "https?:|/" if re.search(LINK_KEYS, str(path)) else "https?:"
     for match in re.finditer(LINK, text):
-        lead, link = match[1], match[2].rstrip(".,;:!?、。，；：！？）】」")
-        shown = "![" in lead or lead.startswith("<") or match[0] == text
-        named = re.search(PICTURE_NAME, link) or re.search(PICTURE_WORD, lead)
-        if (shown or named) and link.isprintable() and not re.search(AVATAR, match[0], re.I):
-            yield link
+        likely = re.search(PICTURE_LINK, match[0]) or (match[0] == text and re.match(whole, text, re.I))
+        if likely and match[1].isprintable() and not re.search(AVATAR, match[0]):
+            yield match[1].rstrip(".,;:!?、。，；：！？）】」")
 
 
 def find_images(tree: Any) -> Iterator[Find]:
     """All that may be the result, wherever it stands: base64 whose first bytes are a picture's, and links."""
     for path, text in walk(tree):
-        if re.search(IGNORED_KEYS, words := words_of(path)):
+        if re.search(IGNORED_KEYS, str(path)):
             continue
         found = list(filter(None, map(decode_base64, re.findall(BASE64, text))))
         yield from (Find(path, data, "") for data in found)
         if not found and not re.search(CANNOT, text := text[:8000].strip()):
-            yield from (Find(path, b"", link) for link in dict.fromkeys(find_links(words, text)))
+            yield from (Find(path, b"", link) for link in dict.fromkeys(find_links(path, text)))
 
 
 def choose_results(finds: Sequence[Find], family: str) -> list[list[list[Find]]]:
@@ -787,7 +774,7 @@ def choose_results(finds: Sequence[Find], family: str) -> list[list[list[Find]]]
     gemini: there is one picture, the last; the ones before it are drafts.
     """
     readings: dict[Any, dict[Any, list[Find]]] = {}
-    for find in [find for find in finds if not re.search(DRAFT_KEYS, words_of(find.path))] or finds:
+    for find in [find for find in finds if not re.search(DRAFT_KEYS, str(find.path))] or finds:
         depth = max((i for i, step in enumerate(find.path, 1) if isinstance(step, int)), default=0)
         top = next((step for step in find.path[:1] if isinstance(step, str)), "")
         top, element = (top, find.path[:depth]) if family == "openai" else ("", ())
@@ -800,7 +787,7 @@ def read_answer(
     body: bytes | bytearray, args: Args, echoes: Sequence[bytes], fetch: Callable[[str, int], bytes]
 ) -> tuple[list[Picture], dict[str, Any]]:
     """All pictures of a successful answer, and its usage; `fetch` gets the bytes behind a link, given how many wait."""
-    tree = parse_body(body)
+    tree = parse_body(base64.b64encode(body) if sniff_format(body) else body)
     if isinstance(body, bytearray):
         body.clear()  # a large answer would stand in memory twice
     refused = refusal_in(tree)
@@ -808,11 +795,10 @@ def read_answer(
     pictures: list[Picture] = []
     faults, links, salvage = dict[str, None](), list[str](), b""
     readings = choose_results(finds, str(args.family))
-    groups = (rest for reading in readings if not pictures for rest in zip(reading, range(len(reading), 0, -1)))
-    for group, waiting in groups:
+    for group in (group for reading in readings if not pictures for group in reading):  # the first that has any
         for find in group:
             try:
-                data = find.data or fetch(find.link, waiting)
+                data = find.data or fetch(find.link, max(1, args.n - len(pictures)))
                 if data not in echoes:
                     pictures.append(read_picture(data, find.link or None))
                     break
@@ -857,29 +843,26 @@ def gateway_error(status: int, body: Any, headers: Mapping[str, str] = {}) -> Im
     words = texts_under(tree, "(error_?)?code|reason") + texts_under(tree, "type|status|error")  # best ones first
     codes = " ".join(word for word in words if re.fullmatch(r"(?=.*[^\W\d])[\w.:-]{1,80}", word))
     codes = re.sub("(?<=[a-z])(?=[A-Z])", "_", codes)
-    error, retryable = next(
-        (error, retryable)
-        for error, retryable, for_status, for_words in MEANINGS
-        if re.match(for_status, str(status)) and re.search(for_words, f"{codes} {message}", re.I)
-    )
     said = "".join(f" ({code})" for code in codes.split()[:1]) + (f": {message}" if message else "")
     hint = "Check the base URL (most end in /v1) and the model's name: generate.py --check." if status == 404 else ""
-    facts = {"status": status, "retryable": retryable, "retry_after_s": read_retry_after(headers)}
-    return error(f"The gateway answered {status}{said}".rstrip(".") + ".", hint, **facts)
+    for error, retryable, for_status, for_words in MEANINGS:
+        if re.match(for_status, str(status)) and re.search(for_words, f"{codes} {message}", re.I):
+            facts = {"status": status, "retryable": retryable, "retry_after_s": read_retry_after(headers)}
+            return error(f"The gateway answered {status}{said}".rstrip(".") + ".", hint, **facts)
+    raise AssertionError("the last row fits all")
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float:
     """The seconds that Retry-After (a number or a date) or retry-after-ms asks for, at most 60; 0 without a wish."""
-    from email.utils import parsedate_to_datetime
+    from email.utils import mktime_tz, parsedate_tz
 
-    readers: tuple[Callable[[], float], ...] = (
-        lambda: float(headers["retry-after"]),
-        lambda: float(headers["retry-after-ms"]) / 1000,
-        lambda: parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time(),
-    )
-    for read in readers:
-        with contextlib.suppress(KeyError, ValueError, TypeError, OverflowError):
-            return min(max(0.0, read()), MAX_RETRY_AFTER_S)
+    wish = headers.get("retry-after", "").strip()
+    with contextlib.suppress(Exception):  # whatever it is, it is no reason to fail
+        if date := parsedate_tz(wish):
+            seconds = mktime_tz(date) - time.time()
+        else:
+            seconds = float(wish) if wish else float(headers["retry-after-ms"]) / 1000
+        return min(max(0.0, seconds), MAX_RETRY_AFTER_S)
     return 0.0
 
 
