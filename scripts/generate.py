@@ -290,10 +290,10 @@ WIRE_FAULTS = (
 )
 
 # Keys under which an answer never has its result, and those under which it has it when nothing better is there.
-AVATAR = r"(?i)avatar|favicon|emoji"
-IGNORED_KEYS = (
-    rf"{AVATAR}|author|user|profile|input|request|prompt|mask|help|support|docs|documentation|homepage|website|terms"
-    r"|policy|policies|callback|webhook|citation|annotation"
+AVATAR = r"(?i:avatar|favicon|emoji)"
+IGNORED_KEYS = (  # words of their own, as in inputImage or input_image
+    rf"{AVATAR}|(?<![A-Za-z])(?i:author|user|profile|input|request|prompt|mask|help|support|docs?|documentation|homepage"
+    r"|website|terms|policy|policies|callback|webhook|citations?|annotations?)(?![a-z])"
 )
 DRAFT_KEYS = r"(?i)thumb|preview|draft|partial|thought|thinking|reasoning|icon|logo"
 LINK_KEYS = r"(?i)ur[li]|link|href|src|path|image|file|output|result"
@@ -302,7 +302,7 @@ CANNOT = (
     r"|produc|help|assist|fulfil|edit|comply|process|provide|do)|无法|不能|抱歉"
 )
 UNFINISHED = r"(?i)queue|pending|process|submit|in_?progress|running|created|waiting|not_?start"
-BASE64 = r"(?a)[\w+/%-]{56}[\w+/%\s-]*={0,2}"
+BASE64 = r"[A-Za-z0-9_+/%-]{56}[A-Za-z0-9_+/%\r\n\t -]*={0,2}"
 LINK = (  # in markdown, in HTML, bare, or the only word of its text
     r"(?i)(?:!?\[[^\]]*\]\(\s*<?|<img\b[^>]*?\bsrc=[\"']?|(?=https?://)|\A(?=\S+\Z))"
     r"((?:https?:|/|[\w.-]+[/.])[^\s\"'<>)\]]+)"
