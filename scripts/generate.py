@@ -775,10 +775,10 @@ def choose_results(finds: Sequence[Find], family: str) -> list[list[list[Find]]]
     """
     readings: dict[Any, dict[Any, list[Find]]] = {}
     for find in [find for find in finds if not re.search(DRAFT_KEYS, str(find.path))] or finds:
-        depth = max((i for i, step in enumerate(find.path, 1) if isinstance(step, int)), default=0)
-        top = next((step for step in find.path[:1] if isinstance(step, str)), "")
-        top, element = (top, find.path[:depth]) if family == "openai" else ("", ())
-        readings.setdefault(top, {}).setdefault(element, []).insert(0, find)
+        path = find.path if family == "openai" else ()
+        depth = max((i for i, step in enumerate(path, 1) if isinstance(step, int)), default=0)
+        top = "" if not path or isinstance(path[0], int) else path[0]
+        readings.setdefault(top, {}).setdefault(path[:depth], []).insert(0, find)
     ordered = [[sorted(group, key=lambda find: not find.data) for group in each.values()] for each in readings.values()]
     return sorted(ordered, key=lambda groups: not any(group[0].data for group in groups))
 
@@ -792,9 +792,8 @@ def read_answer(
         body.clear()  # a large answer would stand in memory twice
     refused = refusal_in(tree)
     finds = [find for find in find_images(tree) if (find.data or not refused) and find.data not in echoes]
-    pictures: list[Picture] = []
-    faults, links, salvage = dict[str, None](), list[str](), b""
     readings = choose_results(finds, str(args.family))
+    pictures, faults, links, salvage = list[Picture](), dict[str, None](), list[str](), b""
     for group in (group for reading in readings if not pictures for group in reading):  # the first that has any
         for find in group:
             try:
@@ -810,7 +809,7 @@ def read_answer(
         classify_response_error(str(args.family), tree)
     if not pictures:
         fault = f"The gateway's picture cannot be had: {one_line('; '.join(faults), 900)}."
-        raise ResponseError(fault, salvage=salvage, image_url=links[0] if links else None)
+        raise ResponseError(fault, salvage=salvage, image_url=next(iter(links), None))
     if len(pictures) < args.n:
         log.warning("the gateway made %d of the %d images asked for %s", len(pictures), args.n, " ".join(links))
     usage = (tree.get("usage") or tree.get("usageMetadata")) if isinstance(tree, dict) else None
