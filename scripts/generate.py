@@ -722,7 +722,7 @@ def walk(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...
     if isinstance(node, (str, int)):
         yield path, str(node)
     elif isinstance(node, (dict, list)) and len(path) < MAX_DEPTH:
-        if isinstance(node, dict) and (node.get("thought") is True or "partial" in str(node.get("type"))):
+        if isinstance(node, dict) and (node.get("thought") is True or "partial_image_index" in node):
             path += ("draft",)
         for step, item in node.items() if isinstance(node, dict) else enumerate(node):
             yield from walk(item, (*path, step))
