@@ -234,7 +234,7 @@ KEY_FILES = ("~/.product_shots_imagegen_api_key", "~/.product_shots_render_api_k
 KEY_SOURCES = (*dict(CONFIG_ROWS), *KEY_FILES)
 ENDPOINTS = {"edits": "/images/edits", "openai": "/images/generations", "gemini": "/chat/completions"}
 # Fields that a flag or the program itself sets, so that --param must not; streamed answers are not asked for.
-RESERVED_PARAMS = re.compile(r"model|prompt|messages|n|size|image(\[\])?|mask|aspect_ratio|negative_prompt|stream")
+RESERVED_PARAMS = r"model|prompt|messages|n|size|image(\[\])?|mask|aspect_ratio|negative_prompt|stream"
 
 # Pillow's name, first bytes, file extensions. Only these are decoded: EPS, for one, would run a program.
 FORMATS = (
@@ -506,7 +506,7 @@ def faults_of(args: Args, model: Model) -> Iterator[tuple[str, str]]:
         yield f"The number of reference images is {count}.", f"{model.name} takes {model.max_references or 'none'}."
     if args.mask is not None and not args.reference_images:
         yield f"The mask {os.fspath(args.mask)!r} has no reference image to go with.", "Add the reference image."
-    for name in filter(RESERVED_PARAMS.fullmatch, args.params):
+    for name in [name for name in args.params if re.fullmatch(RESERVED_PARAMS, name)]:
         yield f"The parameter {name!r} is set by the program itself.", "Use the flag of that name, if there is one."
     if args.proxy is not None and not re.fullmatch(r"(https?|socks5h?)://([^/@]*@)?[\w.\[\]:-]+/?", args.proxy):
         yield "The proxy is not an address such as http://127.0.0.1:7890.", "Correct the proxy."
@@ -711,26 +711,31 @@ def parse_body(body: Any) -> Any:
     return re.sub(r"\\[nr]", "\n", body.replace("\\/", "/"))  # perhaps JSON that was cut short
 
 
-def walk(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], str]]:
+def walk(tree: Any, most_nodes: int = 10_000_000) -> Iterator[tuple[tuple[Any, ...], str]]:
     """Every text and number of a tree in order, with its path; JSON in a text is entered, a list of bytes base64."""
-    if isinstance(node, str) and node[:1] in ("{", "["):
-        with contextlib.suppress(ValueError, RecursionError):
-            node = json.loads(node)
-    if isinstance(node, list) and node and isinstance(node[0], int):
-        with contextlib.suppress(ValueError, TypeError):
-            node = base64.b64encode(bytes(node)).decode("ascii")
-    if isinstance(node, (str, int)):
-        yield path, str(node)
-    elif isinstance(node, (dict, list)) and len(path) < MAX_DEPTH:
-        if isinstance(node, dict) and (node.get("thought") is True or "partial_image_index" in node):
-            path += ("draft",)
-        for step, item in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from walk(item, (*path, step))
+    budget = iter(range(most_nodes))
+
+    def visit(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], str]]:
+        if isinstance(node, str) and node[:1] in ("{", "["):
+            with contextlib.suppress(ValueError, RecursionError):
+                node = json.loads(node)
+        if isinstance(node, list) and node and isinstance(node[0], int):
+            with contextlib.suppress(ValueError, TypeError):
+                node = base64.b64encode(bytes(node)).decode("ascii")
+        if isinstance(node, (str, int)):
+            yield path, str(node)
+        elif isinstance(node, (dict, list)) and len(path) < MAX_DEPTH:
+            if isinstance(node, dict) and (node.get("thought") is True or "partial_image_index" in node):
+                path += ("draft",)
+            for _, (step, item) in zip(budget, node.items() if isinstance(node, dict) else enumerate(node)):
+                yield from visit(item, (*path, step))
+
+    return visit(tree, ())
 
 
 def texts_under(tree: Any, keys: str) -> list[str]:
     """The texts of a tree whose own key matches, blank ones left out; a text that is the whole tree has the key ""."""
-    near = itertools.islice(walk(tree), 10_000)
+    near = walk(tree, 10_000)  # what is far from the top is a picture's, if anything
     return [text for path, text in near if re.fullmatch(keys, str(("", *path)[-1]), re.I) and text.strip()]
 
 
@@ -759,7 +764,7 @@ def find_links(path: Sequence[Any], text: str) -> Iterator[str]:
 def find_images(tree: Any) -> Iterator[Find]:
     """All that may be the result, wherever it stands: base64 whose first bytes are a picture's, and links."""
     for path, text in walk(tree):
-        if re.search(IGNORED_KEYS, str(path)):
+        if len(text) < 3 or re.search(IGNORED_KEYS, str(path)):
             continue
         found = list(filter(None, map(decode_base64, re.findall(BASE64, text))))
         yield from (Find(path, data, "") for data in found)
@@ -837,7 +842,7 @@ def gateway_error(status: int, body: Any, headers: Mapping[str, str] = {}) -> Im
     """
     tree = parse_body(body)
     texts = texts_under(tree, "|(error_?)?(message|msg)") or texts_under(tree, r"detail|error(_description)?|title|\d+")
-    places = ".".join(text for path, text in walk(tree) if "loc" in path)
+    places = ".".join(text for path, text in walk(tree, 1000) if "loc" in path)
     message = one_line(": ".join(filter(None, [places, *texts[:1]])))
     words = texts_under(tree, "(error_?)?code|reason") + texts_under(tree, "type|status|error")  # best ones first
     codes = " ".join(word for word in words if re.fullmatch(r"(?=.*[^\W\d])[\w.:-]{1,80}", word))
@@ -857,8 +862,8 @@ def read_retry_after(headers: Mapping[str, str]) -> float:
 
     wish = headers.get("retry-after", "").strip()
     with contextlib.suppress(Exception):  # whatever it is, it is no reason to fail
-        if date := parsedate_tz(wish):
-            seconds = mktime_tz(date) - time.time()
+        if date := parsedate_tz(wish):  # without a zone it is GMT
+            seconds = mktime_tz((*date[:9], date[9] or 0)) - time.time()
         else:
             seconds = float(wish) if wish else float(headers["retry-after-ms"]) / 1000
         return min(max(0.0, seconds), MAX_RETRY_AFTER_S)
