@@ -236,19 +236,14 @@ ENDPOINTS = {"edits": "/images/edits", "openai": "/images/generations", "gemini"
 # Fields that a flag or the program itself sets, so that --param must not; streamed answers are not asked for.
 RESERVED_PARAMS = r"model|prompt|messages|n|size|image(\[\])?|mask|aspect_ratio|negative_prompt|stream"
 
-# Pillow's name, first bytes, file extensions. Only these are decoded: EPS, for one, would run a program.
-FORMATS = (
-    ("PNG",  rb"\x89PNG\r\n\x1a\n",               (".png",)),
-    ("JPEG", rb"\xff\xd8\xff",                    (".jpeg", ".jpg", ".jpe", ".jfif")),
-    ("WEBP", rb"RIFF....WEBP",                    (".webp",)),
-    ("GIF",  rb"GIF8[79]a",                       (".gif",)),
-    ("BMP",  rb"BM.{12}[\x0c-\x7c]\0\0\0",        (".bmp",)),
-    ("TIFF", rb"II\*\0|MM\0\*",                   (".tif", ".tiff")),
-    ("AVIF", rb"....ftypavi[fs]",                 (".avif",)),
-    ("HEIF", rb"....ftyp(he[iv][a-z]|mif1|msf1)", (".heic", ".heif")),
-)  # fmt: skip
-FORMAT_BY_EXTENSION = {extension: name for name, _, extensions in FORMATS for extension in extensions}
+# The first bytes of the formats that are decoded, by Pillow's names. No others: EPS, for one, would run a program.
+SIGNATURES = {
+    "PNG": rb"\x89PNG\r\n\x1a\n", "JPEG": rb"\xff\xd8\xff", "WEBP": rb"RIFF....WEBP", "GIF": rb"GIF8[79]a",
+    "BMP": rb"BM.{12}[\x0c-\x7c]\0\0\0", "TIFF": rb"II\*\0|MM\0\*", "AVIF": rb"....ftypavi[fs]",
+    "HEIF": rb"....ftyp(he[iv][a-z]|mif1|msf1)",
+}  # fmt: skip
 SENT_FORMATS = ("PNG", "JPEG", "WEBP")
+EXTENSIONS = {".png": "PNG", ".jpeg": "JPEG", ".jpg": "JPEG"}  # those that are known without a look into Pillow
 
 # What a status, and an error body's codes and sentence, mean: the first row that fits both. A code has underscores.
 # Gateways' documentation and issue threads, November 2026. Gemini's RESOURCE_EXHAUSTED speaks of quota but passes by
@@ -567,7 +562,7 @@ def build_call(args: Args, url: str, references: Sequence[Reference], mask: Refe
 
 def sniff_format(data: bytes | bytearray) -> str | None:
     """Pillow's name of the format that the first bytes announce, whatever label they came with."""
-    return next((name for name, signature, _ in FORMATS if re.match(signature, data[:64], re.S)), None)
+    return next((name for name, signature in SIGNATURES.items() if re.match(signature, data[:64], re.S)), None)
 
 
 @contextlib.contextmanager
@@ -1050,7 +1045,7 @@ def prove_writable(output: PathLike | None, family: str | None) -> Place:
     name = f"output-{int(time.time())}.{'png' if family == 'openai' else 'jpeg'}"
     path = os.path.join(given, name) if unique else given
     extension = os.path.splitext(path)[1].lower().rstrip(".")
-    form = FORMAT_BY_EXTENSION.get(extension, "")
+    form = EXTENSIONS.get(extension, "")
     try:
         path = os.path.abspath(path)
         real = folder = os.path.realpath(path)
@@ -1063,7 +1058,7 @@ def prove_writable(output: PathLike | None, family: str | None) -> Place:
             pass
     except (OSError, ValueError) as exc:
         raise UsageError(f"The output {given!r} cannot be written: {reason(exc)}.", "Choose another place.") from exc
-    if extension and form not in ("PNG", "JPEG"):
+    if extension and not form:
         from PIL import Image
 
         try:
