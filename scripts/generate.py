@@ -93,7 +93,7 @@ class ImageGenError(Exception):
 
     def __init__(self, message: str, hint: str = "", **facts: Any) -> None:
         super().__init__(message, hint)
-        self.message, self.hint = message, hint or self.hint
+        self.message, self.hint = message[:1000], hint or self.hint
         self.__dict__.update(facts)
 
     def __str__(self) -> str:
@@ -110,7 +110,7 @@ class InternalError(ImageGenError):
 class UsageError(ImageGenError, exit_code=2, billed="no"):
     """bad argument, unreadable reference, unwritable destination: nothing was sent"""
 class ConfigError(ImageGenError, exit_code=3, billed="no"):
-    """no key, no URL, conflicting or malformed ones: nothing was sent"""
+    """no key, no URL, conflicting or malformed ones, or a package is missing: nothing was sent"""
 class AuthError(ImageGenError, exit_code=4, billed="no", hint="Check the key and its gateway: generate.py --check."):
     """the gateway refuses the key (401, 403)"""
 class QuotaError(ImageGenError, exit_code=5, billed="no", hint="Wait a minute or top up the account, then try again."):
@@ -452,7 +452,10 @@ def find_model(name: str, family: str | None = None) -> Model:
         hint = f"Use one of {known}; for another image model of your gateway add --family openai or gemini."
         raise UsageError(f"The model {name!r} is not a known image model.", hint)
     if family not in (None, rows[0].family):
-        raise UsageError(f"The family of {name!r} is {rows[0].family!r}, not {family!r}.", "Leave --family out.")
+        raise UsageError(
+            f"The family of {name!r} is {rows[0].family!r}, not {family!r}.",
+            "Leave --family out, or use generate_image.",
+        )
     return rows[0]._replace(name=name)
 
 
@@ -485,7 +488,7 @@ def faults_of(args: Args, model: Model) -> Iterator[tuple[str, str]]:
     """What is wrong with arguments, as (message, hint), most basic first."""
     for what, text in (("prompt", args.prompt), ("negative prompt", args.negative_prompt or "none")):
         if not isinstance(text, str) or not text.strip() or re.search("[\ud800-\udfff]", text):
-            yield f"The {what} {str(text)[:40]!a} is blank or not UTF-8.", "Say what the picture shows."
+            yield f"The {what} {text!a:.40} is blank or not UTF-8.", "Say what the picture shows."
         elif len(text) > MAX_PROMPT_CHARS:
             yield f"The {what} has {len(text)} characters.", f"Use at most {MAX_PROMPT_CHARS}."
     if args.aspect_ratio not in (None, *OPENAI_SIZE_BY_RATIO):
@@ -494,7 +497,7 @@ def faults_of(args: Args, model: Model) -> Iterator[tuple[str, str]]:
         if type(value) is not int or not 1 <= value <= high:
             yield f"{what} is {value!r}.", f"Use a whole number from 1 to {high}."
     if type(args.timeout) not in (int, float) or not 0 < args.timeout <= 86_400:
-        yield f"The timeout is {args.timeout!r}.", "Use a number of seconds, at most 86400."
+        yield f"The timeout is {args.timeout!r}.", "Use a number of seconds above 0, at most 86400."
     if model.family == "openai" and args.n > model.max_n:
         yield f"n is {args.n}.", f"{model.name} makes one image a call: leave n out."
     if (count := len(args.reference_images)) > model.max_references:
@@ -512,9 +515,13 @@ def validate_args(args: Args) -> Args:
 
     raises: UsageError naming the argument, its value and what would be right
     """
-    model, given = find_model(args.model, args.family), args.reference_images
-    paths = (given,) if isinstance(given, (str, os.PathLike)) else tuple(given)
-    args = args._replace(family=model.family, reference_images=tuple(map(os.path.expanduser, paths)))
+    model, given = find_model(args.model, args.family), args.reference_images or ()
+    try:
+        paths = (given,) if isinstance(given, (str, os.PathLike)) else tuple(given)
+        paths = tuple(os.fsdecode(os.path.expanduser(path)) for path in paths)
+    except (TypeError, ValueError):
+        raise UsageError("A reference image is not a path.", "Save the picture and give its path.") from None
+    args = args._replace(family=model.family, reference_images=paths, params=args.params or {})
     for message, hint in faults_of(args, model):
         raise UsageError(message, hint)
     if model not in CATALOGUE:
@@ -523,9 +530,10 @@ def validate_args(args: Args) -> Args:
         if args.size is not None and args.aspect_ratio is not None:
             log.warning("the size %s wins over the aspect ratio %s", args.size, args.aspect_ratio)
         return args._replace(size=choose_size(model, args.aspect_ratio, args.size))
-    for name, default in (("n", 1), ("size", None), ("mask", None)):
+    effects = (("n", 1, "one image is made"), ("size", None, "use the ratio"), ("mask", None, "all may change"))
+    for name, default, effect in effects:
         if getattr(args, name) != default:
-            log.warning("%s takes no %s: it is left out, and one image is made", model.name, name)
+            log.warning("%s takes no %s, it is left out: %s", model.name, name, effect)
     return args._replace(n=1, size=None, mask=None)
 
 
@@ -616,7 +624,7 @@ def standardise(image: Any, edge_px: int | None = None) -> Any:
 
 def heed_stop() -> None:
     if STOP.is_set():
-        raise Interrupted("Interrupted.")
+        raise Interrupted("Interrupted.", "Nothing was sent.", billed="no")
 
 
 def encode(image: Any, name: str, **options: Any) -> bytes:
@@ -635,6 +643,7 @@ def bytes_of(path: PathLike, what: str, hint: str) -> Iterator[bytes]:
         with open(path, "rb") as file:
             yield file.read()
     except (OSError, ValueError) as exc:
+        hint = "Check the path." if isinstance(exc, OSError) else hint
         raise UsageError(f"The {what} {str(path)!r} cannot be used: {reason(exc)}.", hint) from exc
 
 
@@ -677,7 +686,7 @@ def fit_mask(path: PathLike | None, references: Sequence[Reference]) -> Referenc
     from PIL import Image
 
     first = references[0]
-    with bytes_of(path, "mask", "Make what may change transparent.") as data, decoding(data) as image:
+    with bytes_of(path, "mask", "Give a PNG of that size, partly transparent.") as data, decoding(data) as image:
         if image.format != "PNG" or not ("A" in image.getbands() or "transparency" in image.info):
             raise ValueError("it is not a PNG with transparency")
         if image.size != first.full_size:
@@ -942,14 +951,17 @@ class Exchange(threading.Thread):
                 with contextlib.suppress(OSError, TypeError):
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
             self.join(POLL_S)  # the thread hands over what it has
-            heed_stop()
+            if STOP.is_set():
+                raise Interrupted("Interrupted.")
         host = self.url.partition("//")[2].partition("/")[0]
         if not self.sockets:
             hint = "Check the network, the base URL and the proxy; nothing was billed."
-            facts = {"billed": "no", "retryable": "TLS" not in self.fault}
+            facts = {"billed": "no", "retryable": not re.search("TLS|SOCKS|CA bundle", self.fault)}
             raise UnavailableError(f"{host} cannot be reached: {self.fault}.", hint, **facts)
         if not self.status:
-            raise UnavailableError(f"{host} gave no answer: {self.fault}.", timed_out=self.fault == TIME_IS_OVER)
+            late = self.fault == TIME_IS_OVER
+            hint = "Allow more with --timeout; this may have been billed." if late else ""
+            raise UnavailableError(f"{host} gave no answer: {self.fault}.", hint, timed_out=late)
         with contextlib.suppress(zlib.error):  # gzip, declared or not, up to the limit and as far as it is whole
             self.received = bytearray(zlib.decompressobj(31).decompress(self.received, self.limit_bytes))
         return self
@@ -1178,20 +1190,21 @@ def generate_image(prompt: str, model: str = DEFAULT_MODEL, aspect_ratio: str | 
     """Make a picture and save it; returns its absolute path (with n > 1 that of the first; the next are -2, -3).
 
     options: api_key, base_url, and the other fields of `Args`: size, n, mask, params, timeout (s), attempts, proxy …
-    raises: ImageGenError, a subclass for each kind of failure
+    raises: ImageGenError, a subclass for each kind of failure; TypeError for an argument that there is not
     """
     from pathlib import Path
 
     target = load_target(options.pop("api_key", None), options.pop("base_url", None))
-    options.update(aspect_ratio=aspect_ratio, negative_prompt=negative_prompt, output=output_path)
-    args = validate_args(Args(prompt, model, reference_images=reference_images, **options))
-    return Path(run(args, target, save=True).saved[0][0])
+    args = Args(prompt, model, aspect_ratio=aspect_ratio, negative_prompt=negative_prompt,
+                reference_images=reference_images, output=output_path, **options)  # fmt: skip
+    return Path(run(validate_args(args), target, save=True).saved[0][0])
 
 
 def generate_openai(prompt: str, model: str, size: str | None = DEFAULT_SIZE, n: int = 1,
                     ref_images: Sequence[PathLike] = (), api_key: str | None = None,
                     base_url: str | None = None, **options: Any) -> Generation:  # fmt: skip
     """Make pictures with an openai model, unsaved: `image, usage = generate_openai(…)`; see `generate_image`."""
+    size = None if options.get("aspect_ratio") and size == DEFAULT_SIZE else size  # a default gives way
     args = Args(prompt, model, "openai", size=size, n=n, reference_images=ref_images, **options)
     return run(validate_args(args), load_target(api_key, base_url), save=False)
 
@@ -1309,7 +1322,8 @@ def require_packages() -> None:
     for module, package in (("requests", "requests"), ("PIL", "Pillow")):
         if not importlib.util.find_spec(module):
             setup = os.path.join(os.path.dirname(os.path.realpath(__file__)), "setup.sh")
-            raise ConfigError(f"The package {package} is not installed for {sys.executable}.", f"Run: bash '{setup}'")
+            hint = f"Run: bash '{setup}', and use the Python that it names."
+            raise ConfigError(f"The package {package} is not installed for {sys.executable}.", hint)
 
 
 # --- Command line: the only code that prints ---
@@ -1430,6 +1444,11 @@ def act_check(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         "url_source": target.url_source, "version": VERSION, "python": sys.version.split()[0],
         "requests": requests.__version__, "pillow": PIL.__version__, "accepted": None, "models": None,
     }  # fmt: skip
+
+    def table() -> list[str]:
+        shown = {"True": "yes", "None": "unknown"}
+        return aligned([[name, shown.get(str(fact), redact(str(fact), [target.key]))] for name, fact in facts.items()])
+
     args, call = Args("", timeout=options.timeout, proxy=options.proxy), Call(target.url + "/models", None, ())
     try:
         answer = send(call, target, args, time.monotonic() + min(args.timeout, CONNECT_TIMEOUT_S))
@@ -1438,10 +1457,11 @@ def act_check(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
             classify_response_error("", tree)
         facts.update(accepted=True, models=len(tree.get("data") or []))
     except RejectedError as error:
-        log.warning("whether the key is accepted cannot be told: %s", redact(error.message, [target.key]))
-    shown = {"True": "yes", "None": "unknown"}
-    rows = [[name, shown.get(str(fact), redact(str(fact), [target.key]))] for name, fact in facts.items()]
-    return facts, aligned(rows)
+        log.warning("whether the key is accepted cannot be told: %s", redact(str(error), [target.key]))
+    except ImageGenError:
+        log.info("%s", "\n".join(table()))
+        raise
+    return facts, table()
 
 
 ACTIONS = {"list_models": act_list_models, "check": act_check, "dry_run": act_dry_run}
@@ -1507,7 +1527,7 @@ class Command(threading.Thread):
         super().__init__(daemon=True)
         self.argv, self.console, self.grace_s = argv, console, 0.0
         self.facts, self.lines = dict[str, Any](), list[str]()
-        self.error: ImageGenError | None = Interrupted("Interrupted.")  # unless it comes to another end
+        self.error: ImageGenError | None = Interrupted("Interrupted.", "Nothing was sent.", billed="no")
 
     def run(self) -> None:
         try:
@@ -1519,6 +1539,7 @@ class Command(threading.Thread):
             options = build_parser().parse_args(self.argv)
             self.grace_s = INTERRUPT_GRACE_S
             heed_stop()  # an interrupt until here was given no grace
+            self.error = Interrupted("Interrupted.")  # unless it comes to another end
             action = next((act for name, act in ACTIONS.items() if getattr(options, name)), act_generate)
             self.facts, self.lines = action(options)
             self.error = None

@@ -363,7 +363,8 @@ def test_exit_code_130_while_the_prompt_is_read(start: Callable[..., Any], signu
     for signum in signums:
         process.send_signal(signum)
     assert process.wait(5) == 130
-    assert json.loads(process.stdout.read())["error"]["kind"] == "interrupted"
+    error = json.loads(process.stdout.read())["error"]
+    assert (error["kind"], error["billed"]) == ("interrupted", "no")
     assert "Traceback" not in process.stderr.read()
 
 
@@ -537,13 +538,15 @@ def test_check_fails_as_a_call_would(gateway: Gateway, run: Any, answer: Reply, 
     outcome = run("--check", "--json", "--timeout", "5")
     assert (outcome.code, outcome.json["ok"]) == (code, False)
     assert gateway.calls == []
+    for fact in (gateway.key[:8], "OMNIMAAS_API_KEY", gateway.url):  # what is in use is shown all the more
+        assert fact in outcome.err
 
 
 def test_check_of_a_gateway_without_that_page_says_that_it_cannot_tell(gateway: Gateway, run: Any) -> None:
     gateway.answer_always(Reply(404), path="/models")
     outcome = run("--check", "--json")
     assert (outcome.code, outcome.json["accepted"]) == (0, None)
-    assert outcome.json["warnings"]
+    assert "/v1" in outcome.json["warnings"][0]
 
 
 def test_check_with_a_wrong_key_does_not_show_it(gateway: Gateway, cli: Any) -> None:

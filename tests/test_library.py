@@ -258,6 +258,34 @@ def test_an_unknown_argument_is_a_type_error(gateway: Gateway, name: str) -> Non
     assert gateway.requests == []
 
 
+def test_output_is_not_taken_for_output_path_and_lost(gateway: Gateway) -> None:
+    """On the command line it is called --output."""
+    with pytest.raises(TypeError, match="output"):
+        generate.generate_image("a cup", output="red.png")
+    assert gateway.requests == []
+
+
+@pytest.mark.parametrize(("size", "sent"), [({}, "1536x864"), ({"size": None}, "1536x864"), ({"size": "auto"}, "auto")])
+def test_a_ratio_wins_over_the_default_size_only(gateway: Gateway, size: dict[str, Any], sent: str) -> None:
+    generate.generate_openai("a cup", GPT, aspect_ratio="16:9", **size)
+    assert gateway.requests[0].json["size"] == sent
+
+
+@pytest.mark.parametrize("nothing", [None, (), []])
+def test_no_references_may_be_none(gateway: Gateway, tmp_path: Path, nothing: Any) -> None:
+    generate.generate_image("a cup", reference_images=nothing, params=None, output_path=tmp_path / "cup.jpeg")
+    assert gateway.requests[0].path.endswith("/chat/completions")
+
+
+@pytest.mark.parametrize("reference", [pictures.picture(40, 30), Image.new("RGB", (40, 30)), 5, b"\xff\0"])
+def test_a_reference_that_is_no_path(gateway: Gateway, reference: Any) -> None:
+    """Its bytes are not shown: an agent would have to read them."""
+    with pytest.raises(generate.UsageError) as caught:
+        generate.generate_image("a cup", reference_images=[reference])
+    assert len(str(caught.value)) < 1200
+    assert gateway.requests == []
+
+
 @pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("way", ["pickle", "copy", "deepcopy"])
 def test_errors_survive_the_way_back_from_another_process(kind: type, way: str) -> None:
