@@ -93,7 +93,7 @@ class ImageGenError(Exception):
 
     def __init__(self, message: str, hint: str = "", **facts: Any) -> None:
         super().__init__(message, hint)
-        self.message, self.hint = message[:1000], hint or self.hint
+        self.message, self.hint = message, hint or self.hint
         self.__dict__.update(facts)
 
     def __str__(self) -> str:
@@ -257,16 +257,16 @@ MEANINGS = (
     (QuotaError, True, "", r"resource_exhausted|rate[ _]limit|too_many_requests|throttl"),
     (QuotaError, False, "", r"insufficient_|(insufficient|not enough|no) (\w+ )?(balance|credit|quota|funds)|overdue"
                             r"|out of credit|no_credit|credits?_(exhausted|depleted)|quota_(failed|not_enough)|arrear"
-                            r"|billing_|balance_|payment_|余额不足|额度不足|额度已用尽|欠费"),
+                            r"|billing_|balance_|payment_|budget_|balance is too|余额不足|额度不足|额度已用尽|欠费"),
     (RefusedError, False, "", REFUSAL),
-    (AuthError, False, "", r"api_?key|(invalid|incorrect) api key|api key not valid|invalid_token|no_db_connection"
-                           r"|authentication_|_authentication|unauthori[sz]ed|unauthenticated"),
+    (AuthError, False, "(?!429)", r"api_?key|(invalid|incorrect) api key|api key not valid|invalid_token"
+                                  r"|no_db_connection|authentication_|_authentication|unauthori[sz]ed|unauthenticated"),
     (AuthError, False, "40[13]", ""),
     (QuotaError, False, "402", ""),
     (QuotaError, True, "429", ""),
     (RejectedError, False, "[25]..", r"invalid_(request|param|value|arg|model|size|image|type|url)|not_found|missing_"
                                      r"|unsupported|convert_request|bad_request|validation_|unknown_(model|param)"),
-    (UnavailableError, True, "5..", ""),
+    (UnavailableError, True, "[15]..", ""),
     (ResponseError, False, "2..", ""),
     (RejectedError, False, "", ""),
 )  # fmt: skip
@@ -294,13 +294,13 @@ DRAFT_KEYS = r"(?i)thumb|preview|draft|partial|thought|thinking|reasoning|icon|l
 LINK_KEYS = r"(?i)ur[li]|link|href|src|path|image|file|output|result"
 CANNOT = (
     r"(?is)\b(can['’]?t|cannot|can not|unable to|won['’]t|not able to|decline to)\b.{0,40}\b(generat|creat|mak|draw"
-    r"|produc|help|assist|fulfil|edit|comply|process|provide|do)|无法|不能|抱歉"
+    r"|produc|help|assist|fulfil|edit|comply|process|provide|do)|抱歉|(无法|不能).{0,6}(生|创|绘|画|制|提|协|帮|处|满)"
 )
 UNFINISHED = r"(?i)queue|pending|process|submit|in_?progress|running|created|waiting|not_?start"
 BASE64 = r"[A-Za-z0-9_+/%-]{56}[A-Za-z0-9_+/%\r\n\t -]*={0,2}"
 LINK = (  # in markdown, in HTML, bare, or the only word of its text
-    r"(?i)(?:!?\[[^\]]*\]\(\s*<?|<img\b[^>]*?\bsrc=[\"']?|(?=https?://)|\A(?=\S+\Z))"
-    r"((?:https?:|/|[\w.-]+[/.])[^\s\"'<>)\]]+)"
+    r"(?i)(?:!?\[[^][]*\]\(\s*<?|<img\b[^<>]*?\bsrc=[\"']?|(?=https?://)|\A(?=\S+\Z))"
+    r"((?:\w+:/|/|[\w.-]+[/.])[^\s\"'<>)\]]+)"
 )
 PICTURE_LINK = r"(?i)^(\[?!|<)|^\[[^\]]*(image|picture|photo|download|图|下载)|\.(png|jpe?g|webp|gif|avif)\b"
 
@@ -506,6 +506,8 @@ def faults_of(args: Args, model: Model) -> Iterator[tuple[str, str]]:
         yield f"The mask {os.fspath(args.mask)!r} has no reference image to go with.", "Add the reference image."
     for name in [name for name in args.params if re.fullmatch(RESERVED_PARAMS, name)]:
         yield f"The parameter {name!r} is set by the program itself.", "Use the flag of that name, if there is one."
+    if re.search("[\ud800-\udfff]", str(args.params)):
+        yield "A parameter is not valid text.", "Pass it as UTF-8."
     if args.proxy is not None and not re.fullmatch(r"(https?|socks5h?)://([^/@]*@)?[\w.\[\]:-]+/?", args.proxy):
         yield "The proxy is not an address such as http://127.0.0.1:7890.", "Correct the proxy."
 
@@ -644,7 +646,7 @@ def bytes_of(path: PathLike, what: str, hint: str) -> Iterator[bytes]:
             yield file.read()
     except (OSError, ValueError) as exc:
         hint = "Check the path." if isinstance(exc, OSError) else hint
-        raise UsageError(f"The {what} {str(path)!r} cannot be used: {reason(exc)}.", hint) from exc
+        raise UsageError(f"The {what} {str(path)!r:.300} cannot be used: {reason(exc)}.", hint) from exc
 
 
 def shrink(data: bytes, max_dim: int, max_bytes: int = REFERENCE_LIMIT_BYTES) -> Reference:
@@ -710,9 +712,10 @@ def parse_body(body: Any) -> Any:
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(body)
     with contextlib.suppress(ValueError, RecursionError):
-        if events := json.loads("[" + ",".join(re.findall(r"^data:\s*(\{.*)", body, re.M)) + "]"):
+        if events := json.loads("[" + ",".join(re.findall(r"^(?:data:)?\s*(\{.*)", body, re.M)) + "]"):
             return [*events, "".join(text for path, text in walk(events) if path[-2:] == ("delta", "content"))]
-    return re.sub(r"\\[nr]", "\n", body.replace("\\/", "/"))  # perhaps JSON that was cut short
+    body = re.sub(r"\\u00([0-7][0-9a-fA-F])", lambda match: chr(int(match[1], 16)), body)  # perhaps JSON cut short
+    return re.sub(r"\\[nr]", "\n", body.replace("\\/", "/"))
 
 
 def walk(tree: Any, most_nodes: int = 10_000_000) -> Iterator[tuple[tuple[Any, ...], str]]:
@@ -758,10 +761,10 @@ def decode_base64(text: str) -> bytes:
 
 def find_links(path: Sequence[Any], text: str) -> Iterator[str]:
     """The links in a text that may lead to the result."""
-    whole = "https?:|/" if re.search(LINK_KEYS, str(path)) else "https?:"
+    whole = r"(\w+:)?/" if re.search(LINK_KEYS, str(path)) else "https?:"
     for match in re.finditer(LINK, text):
         likely = re.search(PICTURE_LINK, match[0]) or (match[0] == text and re.match(whole, text, re.I))
-        if likely and match[1].isprintable() and not re.search(AVATAR, match[0]):
+        if likely and match[1].isprintable():
             yield match[1].rstrip(".,;:!?、。，；：！？）】」")
 
 
@@ -773,20 +776,21 @@ def find_images(tree: Any) -> Iterator[Find]:
         found = list(filter(None, map(decode_base64, re.findall(BASE64, text))))
         yield from (Find(path, data, "") for data in found)
         if not found and not re.search(CANNOT, text := text[:8000].strip()):
-            yield from (Find(path, b"", link) for link in dict.fromkeys(find_links(path, text)))
+            for link in dict.fromkeys(find_links(path, text)):  # an avatar may be what was asked for: the last choice
+                yield Find((*path, "icon") if re.search(AVATAR, link) else path, b"", link)
 
 
 def choose_results(finds: Sequence[Find], family: str) -> list[list[list[Find]]]:
     """How an answer can be read, likeliest first; a reading has for every picture made its alternatives, best first.
 
-    openai: each element of a list is a picture, and what stands under one top-level key is one reading.
+    openai: each element of a list, in PHP perhaps {"0": …}, is a picture; what stands under one top key is one reading.
     gemini: there is one picture, the last; the ones before it are drafts.
     """
     readings: dict[Any, dict[Any, list[Find]]] = {}
     for find in [find for find in finds if not re.search(DRAFT_KEYS, str(find.path))] or finds:
         path = find.path if family == "openai" else ()
-        depth = max((i for i, step in enumerate(path, 1) if isinstance(step, int)), default=0)
-        top = "" if not path or isinstance(path[0], int) else path[0]
+        depth = max((i for i, step in enumerate(path, 1) if str(step).isdigit()), default=0)
+        top = "" if not path or str(path[0]).isdigit() else path[0]
         readings.setdefault(top, {}).setdefault(path[:depth], []).insert(0, find)
     ordered = [[sorted(group, key=lambda find: not find.data) for group in each.values()] for each in readings.values()]
     return sorted(ordered, key=lambda groups: not any(group[0].data for group in groups))
@@ -800,7 +804,7 @@ def read_answer(
     if isinstance(body, bytearray):
         body.clear()  # a large answer would stand in memory twice
     refused = refusal_in(tree)
-    finds = [find for find in find_images(tree) if (find.data or not refused) and find.data not in echoes]
+    finds = [find for find in find_images(tree) if (find.data or not refused or args.n > 1) and find.data not in echoes]
     readings = choose_results(finds, str(args.family))
     pictures, faults, links, salvage = list[Picture](), dict[str, None](), list[str](), b""
     for group in (group for reading in readings if not pictures for group in reading):  # the first that has any
@@ -810,7 +814,9 @@ def read_answer(
                 if data not in echoes:
                     pictures.append(read_picture(data, find.link or None))
                     break
-            except (ValueError, ResponseError) as exc:
+            except (ValueError, ResponseError, Interrupted) as exc:
+                if isinstance(exc, Interrupted) and not pictures:
+                    raise
                 faults[one_line(getattr(exc, "message", str(exc))).rstrip(".")] = None
                 links += [getattr(exc, "image_url", None) or find.link] * bool(find.link)
                 salvage = find.data or salvage
@@ -827,8 +833,10 @@ def read_answer(
 
 def refusal_in(tree: Any) -> str:
     """Why a model says that it refused, "" when it does not."""
-    reasons = texts_under(tree, "(native_)?finish_?reason|block_?reason|stop_?reason")
-    return next(iter(texts_under(tree, "refusal") + [text for text in reasons if re.search(REFUSAL, text)]), "")
+    reasons = [
+        text for text in texts_under(tree, "(native_)?(finish|stop|failure)_?reason") if re.search(REFUSAL, text)
+    ]
+    return next(iter(texts_under(tree, "refusal|block_?reason|rai_?filtered_?reason") + reasons), "")
 
 
 def one_line(text: str, limit: int = 300) -> str:
@@ -845,13 +853,14 @@ def gateway_error(status: int, body: Any, headers: Mapping[str, str] = {}) -> Im
     {"error": {"message": "No", "type": "bad", "code": null}} has the sentence "No" and the code "bad"
     """
     tree = parse_body(body)
-    texts = texts_under(tree, "|(error_?)?(message|msg)") or texts_under(tree, r"detail|error(_description)?|title|\d+")
+    texts = texts_under(tree, "|((error|status)_?)?(message|msg)")
+    texts = texts or texts_under(tree, r"detail|error(_description)?|title|\d+")
     places = ".".join(text for path, text in walk(tree, 1000) if "loc" in path)
     message = one_line(": ".join(filter(None, [places, *texts[:1]])))
     words = texts_under(tree, "(error_?)?code|reason") + texts_under(tree, "type|status|error")  # best ones first
-    codes = " ".join(word for word in words if re.fullmatch(r"(?=.*[^\W\d])[\w.:-]{1,80}", word))
-    codes = re.sub("(?<=[a-z])(?=[A-Z])", "_", codes)
-    said = "".join(f" ({code})" for code in codes.split()[:1]) + (f": {message}" if message else "")
+    words = [word for word in words if re.fullmatch(r"(?=.*[^\W\d])[\w.:-]{1,80}", word)]
+    codes = re.sub("(?<=[a-z])(?=[A-Z])", "_", " ".join(words))
+    said = "".join(f" ({word})" for word in words[:1]) + (f": {message}" if message else "")
     hint = "Check the base URL (most end in /v1) and the model's name: generate.py --check." if status == 404 else ""
     for error, retryable, for_status, for_words in MEANINGS:
         if re.match(for_status, str(status)) and re.search(for_words, f"{codes} {message}", re.I):
@@ -884,9 +893,12 @@ def handle_http_error(family: str, status: int, body: Any, headers: Mapping[str,
 
 def classify_response_error(family: str, body: Any) -> NoReturn:
     """Raise the ImageGenError of a successful answer without a picture; the body is bytes, text or a JSON tree."""
-    tree = parse_body(body)
-    stated = [int(text) for text in texts_under(tree, "code|status") if re.fullmatch("[45][0-9][0-9]", text)]
-    error = gateway_error(stated[0] if stated else 200, tree)
+    tree, told = parse_body(body), list[Any]()
+    for path, text in walk(tree, 10_000):  # what the gateway says of itself: not the model's words, nor other attempts'
+        if not path or re.match(r"(?i)(\w+\.)?error|\w+$", ".".join(step for step in path if isinstance(step, str))):
+            told.append({path[-1]: text} if path else text)
+    stated = [int(text) for text in texts_under(told, "code|status") if re.fullmatch("[45][0-9][0-9]", text)]
+    error = gateway_error(stated[0] if stated else 200, told)
     if not isinstance(error, ResponseError):
         raise error
     if refusal := refusal_in(tree):
@@ -995,7 +1007,9 @@ class Exchange(threading.Thread):
         session.headers.update({"User-Agent": f"product-shots-image-gen/{VERSION}", "Accept-Encoding": "gzip"})
         adapter = session.get_adapter("https://")
         session.mount("http://", adapter)
-        proxies = [adapter.proxy_manager_for(self.args.proxy)] if self.args.proxy else []
+        utils: Any = requests.utils
+        proxy = self.args.proxy and utils.prepend_scheme_if_needed(self.args.proxy, "http")  # as requests spells it
+        proxies = [adapter.proxy_manager_for(proxy)] if proxy else []
         for manager in (adapter.poolmanager, *proxies):
             classes = manager.pool_classes_by_scheme
             manager.pool_classes_by_scheme = {scheme: watched(pool) for scheme, pool in classes.items()}
@@ -1153,7 +1167,9 @@ def save_all(pictures: Sequence[Picture], place: Place) -> list[tuple[str, Pictu
         try:
             final = in_format(picture, place.format)
             path = place.path if place.unique else numbered(place.path, number)
-            saved.append((store(final.data, path, place.unique), final))
+            path = store(final.data, path, place.unique)
+            os.stat(path)
+            saved.append((path, final))
         except (OSError, ValueError) as exc:
             fault, link = reason(exc), link or picture.link
             kept.append(keep_elsewhere(picture.data) or picture.link or "nowhere")
@@ -1161,8 +1177,8 @@ def save_all(pictures: Sequence[Picture], place: Place) -> list[tuple[str, Pictu
         fault = f"The image could not be stored at {place.path}: {'; saved: '.join([fault, *dict(saved)])}."
         hint = f"Move it from where it is kept: {' '.join(kept)}"
         raise SaveError(fault, hint, saved_at=next(filter(os.path.exists, kept), None), image_url=link)
-    for path, _ in saved:
-        if (size := os.stat(path).st_size) <= MIN_IMAGE_BYTES:
+    for path, picture in saved:
+        if (size := len(picture.data)) <= MIN_IMAGE_BYTES:
             fault = f"The image has only {size} bytes, too few to be real; it is kept at {path}."
             raise ResponseError(fault, saved_at=path)
     return saved
@@ -1276,6 +1292,8 @@ def call_with_retries(args: Args, target: Target, references: list[Reference], m
             salvage = max(salvage, error.salvage, key=len)
             if attempt == attempts or not error.retryable:
                 error.billed = max(billed, key=("no", "maybe", "yes").index)
+                if isinstance(error, Interrupted) and error.billed != "no":
+                    error.hint = Interrupted.hint
                 if salvage and (path := keep_elsewhere(salvage)):
                     error.saved_at, error.hint = path, f"{error.hint} What arrived is kept at {path}."
                 error.args = (error.message, error.hint)
@@ -1285,8 +1303,9 @@ def call_with_retries(args: Args, target: Target, references: list[Reference], m
             log.warning("%s That attempt %s; the next comes in %g s.", error.message, spent, wait_s)
             if error.status == 524 or error.timed_out:
                 edge = next(edges, REFERENCE_EDGES_PX[-1])
-                references = [shrink(r.data, edge)._replace(full_size=r.full_size) for r in references]
-                mask = fit_mask(args.mask, references)
+                smaller = [shrink(r.data, edge)._replace(full_size=r.full_size) for r in references]
+                with contextlib.suppress(UsageError, Interrupted):  # the mask's file is gone: the same is sent again
+                    mask, references = fit_mask(args.mask, smaller), smaller
         STOP.wait(wait_s)
     raise AssertionError("the last attempt returns or raises")
 
@@ -1315,7 +1334,11 @@ def call_once(
         fault, late = f"The answer broke off: {answer.fault}.", answer.fault == TIME_IS_OVER
         raise UnavailableError(fault, timed_out=late, salvage=error.salvage) from None
     pictures = [picture._replace(link=picture.link and absolute(picture.link)) for picture in found]
-    return Generation(pictures, redact(usage, [target.key]), call.url[len(target.url) :], attempt)
+    try:
+        usage = redact(usage, [target.key])
+    except RecursionError:  # too deep to be numbers of tokens
+        usage = {}
+    return Generation(pictures, usage, call.url[len(target.url) :], attempt)
 
 
 def require_packages() -> None:
@@ -1341,8 +1364,8 @@ def number(text: str) -> Any:
 
 def read_prompt(path: str) -> str:
     try:
-        with open(0 if path == "-" else os.path.expanduser(path), "rb") as file:
-            return file.read(8 * MAX_PROMPT_CHARS).decode("utf-8-sig").rstrip("\r\n")
+        with open(0 if path == "-" else os.path.expanduser(path), encoding="utf-8-sig", newline="") as file:
+            return file.read(2 * MAX_PROMPT_CHARS).rstrip("\r\n")
     except (OSError, ValueError) as exc:
         raise UsageError(f"The prompt file {path!r} cannot be read: {reason(exc)}.", "Give a UTF-8 text.") from None
 
@@ -1449,16 +1472,19 @@ def act_check(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         shown = {"True": "yes", "None": "unknown"}
         return aligned([[name, shown.get(str(fact), redact(str(fact), [target.key]))] for name, fact in facts.items()])
 
-    args, call = Args("", timeout=options.timeout, proxy=options.proxy), Call(target.url + "/models", None, ())
+    args = validate_args(Args("none", timeout=options.timeout, proxy=options.proxy))
+    call = Call(target.url + "/models", None, ())
     try:
         answer = send(call, target, args, time.monotonic() + min(args.timeout, CONNECT_TIMEOUT_S))
         tree = parse_body(answer.received)
-        if not isinstance(tree, dict):
+        models = tree.get("data", tree.get("models")) if isinstance(tree, dict) else None
+        if not isinstance(models, list):
             classify_response_error("", tree)
-        facts.update(accepted=True, models=len(tree.get("data") or []))
+        facts.update(accepted=True, models=len(models))
     except RejectedError as error:
         log.warning("whether the key is accepted cannot be told: %s", redact(str(error), [target.key]))
-    except ImageGenError:
+    except ImageGenError as error:
+        error.billed = "no"
         log.info("%s", "\n".join(table()))
         raise
     return facts, table()
@@ -1531,7 +1557,7 @@ class Command(threading.Thread):
 
     def run(self) -> None:
         try:
-            for source in [*dict(CONFIG_ROWS), *KEY_FILES]:  # all keys there are, to be able to blot them out
+            for source in KEY_SOURCES:  # all keys there are, to be able to blot them out
                 with contextlib.suppress(ConfigError):
                     self.console.keys += filter(None, [read_source(source)])
             log.addHandler(self.console)
