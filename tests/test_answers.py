@@ -241,6 +241,10 @@ IMAGES: dict[str, SCRIPTED] = {
     "b64_json": lambda s: listing({"b64_json": b64(FINAL)}, output_format="png"),
     "b64_json: no usage": lambda s: {"created": 1, "data": [{"b64_json": b64(FINAL)}]},
     "b64_json: a lying format": lambda s: listing({"b64_json": b64(FINAL)}, output_format="webp"),
+    "url: what was asked for is an avatar": lambda s: listing({"url": s.link(FINAL, "avatar-of-a-cat.png")}),
+    "b64_json: cut off, escaped as .NET does": lambda s: (
+        dumped(listing({"b64_json": b64(FINAL)})).replace("+", "\\u002B").rpartition('"usage"')[0]
+    ),
     "url, empty b64_json": lambda s: listing(
         {"url": s.link(FINAL) + "?Signature=a%2Fb", "b64_json": "", "revised_prompt": ""}
     ),
@@ -614,6 +618,21 @@ SEVERAL: dict[str, tuple[int, SCRIPTED, list[bytes]]] = {
         2,
         lambda s: listing({"b64_json": b64(FINAL)}, {"error": {"code": "moderation_blocked", "message": "No."}}),
         [FINAL],
+    ),
+    "a refused one beside a link": (
+        2,
+        lambda s: listing({"url": s.link(FINAL)}, {"finish_reason": "content_filter"}),
+        [FINAL],
+    ),
+    "lists as PHP writes them": (
+        2,
+        lambda s: {"data": {"0": {"url": s.link(FINAL)}, "1": {"b64_json": b64(SECOND)}}},
+        [FINAL, SECOND],
+    ),
+    "JSON lines": (
+        2,
+        lambda s: "\n".join(dumped({"b64_json": b64(data)}) for data in (FINAL, SECOND)),
+        [FINAL, SECOND],
     ),
     "a broken one among them": (
         2,
@@ -990,3 +1009,37 @@ def test_half_a_picture_is_kept(gateway: Gateway) -> None:
     error = failure("openai", gateway, listing({"b64_json": b64(cut(FINAL))}))
     assert error.saved_at and error.saved_at in error.message + error.hint
     assert Path(error.saved_at).read_bytes() == cut(FINAL)
+
+
+@pytest.mark.parametrize("family", ["openai", "gemini"])
+@pytest.mark.parametrize(
+    "body",
+    rows(
+        {
+            "a router's log": {**chat("No."), "provider_metadata": {"attempts": [{"provider": "a", "status": 503}]}},
+            "its words, streamed": "".join(
+                "data: " + dumped({"choices": [{"delta": {"content": words}}]}) + "\n\n"
+                for words in ("A sign with a ", "rate limit", " of 50")
+            ),
+        }
+    ),
+)
+def test_a_text_is_paid_once_whatever_it_speaks_of(gateway: Gateway, reference: str, family: str, body: Any) -> None:
+    """What others said, or the model itself, is no error of the gateway, and no reason to ask again."""
+    gateway.answer_always(Reply(body=body))
+    with pytest.raises(generate.ResponseError) as caught:
+        ask(family, gateway, body, ref_images=[reference])
+    assert (caught.value.billed, caught.value.retryable, len(gateway.calls)) == ("yes", False, 1)
+
+
+def test_a_place_that_is_no_web_address_is_told(gateway: Gateway) -> None:
+    with pytest.raises(generate.ResponseError) as caught:
+        ask("openai", gateway, {"predictions": [{"gcsUri": "gs://bucket/apple.png", "mimeType": "image/png"}]})
+    assert caught.value.image_url == "gs://bucket/apple.png"
+
+
+@pytest.mark.timeout(60)
+def test_an_answer_full_of_half_links_does_not_hang(gateway: Gateway) -> None:
+    """A pattern that started anew at every bracket took minutes."""
+    with pytest.raises(generate.ResponseError):
+        ask("gemini", gateway, chat(["<img <img [![" * 600] * 300))

@@ -530,16 +530,25 @@ def test_check_as_json(gateway: Gateway, run: Any) -> None:
         pytest.param(Reply(403), 4, id="forbidden"),
         pytest.param(Reply(500), 6, id="broken"),
         pytest.param(Reply(drop="before"), 6, id="reset"),
+        pytest.param(Reply(body={"error": {"code": 401, "message": "No."}}), 4, id="refused with a 200"),
+        pytest.param(Reply(body={"code": 401, "msg": "No."}), 4, id="refused with a 200, flat"),
+        pytest.param(Reply(body={"data": 5}), 7, id="no list"),
         pytest.param(Reply(body="<html>Welcome to the shop</html>"), 7, id="a web page: /v1 is missing"),
     ],
 )
 def test_check_fails_as_a_call_would(gateway: Gateway, run: Any, answer: Reply, code: int) -> None:
     gateway.answer_always(answer, path="/models")
     outcome = run("--check", "--json", "--timeout", "5")
-    assert (outcome.code, outcome.json["ok"]) == (code, False)
+    assert (outcome.code, outcome.json["ok"], outcome.json["error"]["billed"]) == (code, False, "no")
     assert gateway.calls == []
     for fact in (gateway.key[:8], "OMNIMAAS_API_KEY", gateway.url):  # what is in use is shown all the more
         assert fact in outcome.err
+
+
+@pytest.mark.parametrize("words", [("--timeout", "abc"), ("--timeout", "-5"), ("--proxy", "foo bar")], ids=" ".join)
+def test_check_checks_its_own_arguments(gateway: Gateway, run: Any, words: tuple[str, str]) -> None:
+    assert run("--check", *words).code == 2
+    assert gateway.requests == []
 
 
 def test_check_of_a_gateway_without_that_page_says_that_it_cannot_tell(gateway: Gateway, run: Any) -> None:

@@ -479,6 +479,19 @@ def test_all_references_shrink_and_small_ones_stay(run: Run, gateway: Gateway, l
     assert {call.files[1].data for call in gateway.calls} == {reference.read_bytes()}
 
 
+def test_mask_that_is_gone_by_then_is_sent_as_it_was(run: Run, gateway: Gateway, large: Path) -> None:
+    mask = large.with_name("mask.png")
+    mask.write_bytes(pictures.picture(1600, 800, "RGBA"))
+
+    def lose_it(received: Received) -> Reply:
+        mask.unlink()
+        return Reply(524)
+
+    gateway.answer(lose_it)
+    assert ask(run, "openai", large, mask=mask).code == 0
+    assert len(gateway.calls) == 2
+
+
 def test_mask_shrinks_in_step(run: Run, gateway: Gateway, large: Path) -> None:
     """A mask of another size than its picture is refused by the real service."""
     mask = large.with_name("mask.png")

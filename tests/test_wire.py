@@ -419,6 +419,12 @@ def test_a_proxy_is_used_when_a_flag_names_it(
     assert len(gateway.calls) == 1
 
 
+def test_a_proxy_in_capitals_is_watched_too(gateway: Gateway, proxy: Proxy, run: Any) -> None:
+    """requests spells it anew; a socket that nobody sees looks like no connection, and a paid call like a free one."""
+    assert run("--prompt", "a cup", "--proxy", proxy.url.replace("127.0.0.1", "LOCALHOST")).code == 0
+    assert len(proxy.heads) == 1
+
+
 def test_a_result_is_fetched_through_the_same_proxy_and_without_the_key(
     gateway: Gateway, proxy: Proxy, run: Any
 ) -> None:
