@@ -63,16 +63,16 @@ def clean_environment(
     home = tmp_path_factory.mktemp("home")
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, str(home))
+    temporary = str(tmp_path_factory.mktemp("temporary"))  # where pictures are kept that have no other place
+    monkeypatch.setenv("TMPDIR", temporary)
+    monkeypatch.setattr(tempfile, "tempdir", temporary)
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
-def kept(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The temporary folder of this process and of those that it starts: empty at first, pictures may be kept there."""
-    folder = tmp_path_factory.mktemp("temporary")
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setenv("TMPDIR", str(folder))
-    return folder
+def kept(clean_environment: None) -> Path:
+    """The temporary folder of this process and of those that it starts, empty at first: pictures may be kept there."""
+    return Path(tempfile.gettempdir())
 
 
 @pytest.fixture

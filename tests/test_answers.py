@@ -7,7 +7,6 @@ import gzip
 import io
 import json
 import logging
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any, Callable
@@ -434,11 +433,7 @@ def rows(table: dict[str, Any]) -> list[Any]:
     return [pytest.param(value, id=name) for name, value in table.items()]
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No wait between tries for a link, and a temporary folder of one's own."""
-    monkeypatch.setattr(generate, "RETRY_WAITS_S", (0.01, 0.01, 0.01))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+pytestmark = pytest.mark.usefixtures("short_waits")
 
 
 @pytest.fixture

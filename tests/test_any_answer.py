@@ -7,10 +7,8 @@ import functools
 import gzip
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable
 from urllib.parse import quote, urljoin, urlsplit
@@ -675,13 +673,7 @@ def test_picture_behind_much_of_nothing() -> None:
 # --- Over the wire ---
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(generate, "RETRY_WAITS_S", (0.01, 0.01, 0.01))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-
-
-def test_mutated_answers_over_the_wire(gateway: Gateway, quick: None) -> None:
+def test_mutated_answers_over_the_wire(gateway: Gateway, short_waits: None) -> None:
     """The same through the library: nothing on the way adds another kind of failure."""
     shelf = Shelf(gateway)
     link = shelf.link(FINAL)
@@ -722,7 +714,7 @@ def test_usage_of_megabytes(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("dead", ["gone", "slow"])
-def test_hundreds_of_dead_links_end_in_time(gateway: Gateway, quick: None, dead: str) -> None:
+def test_hundreds_of_dead_links_end_in_time(gateway: Gateway, short_waits: None, dead: str) -> None:
     """Each of them may be the picture, but the time allowed is for all of them."""
     gateway.answer_always(Reply(404) if dead == "gone" else Reply(hang="accept"), path="/media/")
     gateway.answer(

@@ -37,7 +37,7 @@ KEY = "sk-faults-0123456789abcdefghijklmnop"
 Talk = Callable[[socket.socket], None]
 
 
-pytestmark = pytest.mark.usefixtures("kept", "short_waits")
+pytestmark = pytest.mark.usefixtures("short_waits")
 
 
 class Timed:

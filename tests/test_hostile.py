@@ -36,9 +36,6 @@ from PIL import Image
 PICTURE = pictures.picture(120, 90, fmt="JPEG", noise=True)
 
 
-pytestmark = pytest.mark.usefixtures("kept")
-
-
 def reply_with(data: bytes) -> Callable[[Received], Reply]:
     """This picture in the shape of the endpoint asked."""
 

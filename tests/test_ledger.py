@@ -15,7 +15,6 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, Callable
 
@@ -39,7 +38,6 @@ def images(count: int) -> Reply:
 def ledger(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path_factory.mktemp("books") / "ledger.jsonl"
     monkeypatch.setenv(VARIABLE, str(path))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
     monkeypatch.setattr(generate, "RETRY_WAITS_S", (0.01, 0.01, 0.01))
     return path
 

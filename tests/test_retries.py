@@ -29,7 +29,7 @@ WAITS_S, LONGEST_S = generate.RETRY_WAITS_S, generate.MAX_RETRY_AFTER_S  # as sh
 SMALL = pictures.picture(120, 90, fmt="JPEG", noise=True)  # an answer that costs no drawing
 
 
-pytestmark = pytest.mark.usefixtures("kept", "short_waits")
+pytestmark = pytest.mark.usefixtures("short_waits")
 
 
 @pytest.fixture
