@@ -29,7 +29,6 @@ import argparse
 import base64
 import contextlib
 import functools
-import importlib.util
 import io
 import itertools
 import json
@@ -39,7 +38,7 @@ import stat
 import threading
 import time
 import warnings
-from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, NamedTuple, NoReturn, Sequence, Union
+from collections import namedtuple
 
 VERSION = "1.0"
 DEFAULT_MODEL = "gemini-3-pro-image-preview"
@@ -61,10 +60,13 @@ MAX_DEPTH = 400  # of an answer's tree: what is deeper is not looked at
 INTERRUPT_GRACE_S = 10.0  # what is under way gets to unwind, and a paid picture to reach the disk, after Ctrl-C
 POLL_S = 0.1
 
+TYPE_CHECKING = False  # true for a type checker; what only it needs would lengthen every start
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any, Callable, Iterator, Mapping, NoReturn, Sequence, Union
 
-PathLike = Union[str, "os.PathLike[str]"]
+    PathLike = Union[str, os.PathLike[str]]
+
 log = logging.getLogger("image-gen")
 log.addHandler(logging.NullHandler())
 SIGNALLED: list[bool] = []  # not empty once a signal came: to note that is all that a handler can safely do
@@ -138,13 +140,18 @@ def reason(exc: Exception) -> str:
 
 # --- Values ---
 
-Model = NamedTuple("Model", [("name", str), ("family", str), ("price_cny", "float | None"), ("max_references", int),
-                             ("max_n", int), ("typical", str), ("sizes", str)])  # fmt: skip
-Target = NamedTuple("Target", [("key", "Key"), ("key_source", str), ("url", str), ("url_source", str)])
-Call = NamedTuple("Call", [("url", str), ("body", Any), ("files", Any)])  # files: (field, file name, Reference)
-Find = NamedTuple("Find", [("path", "tuple[Any, ...]"), ("data", bytes), ("link", str)])  # what may be a result
-Picture = NamedTuple("Picture", [("data", bytes), ("format", str), ("size", "tuple[int, int]"), ("link", "str | None")])
-Place = NamedTuple("Place", [("path", str), ("unique", bool), ("format", str)])  # where to save, and as what
+Model = namedtuple("Model", "name family price_cny max_references max_n typical sizes")
+Args = namedtuple(  # what a caller asks for; see validate_args
+    "Args", "prompt model family aspect_ratio size negative_prompt n "
+    "reference_images mask params output timeout attempts proxy",
+    defaults=(DEFAULT_MODEL, None, None, None, None, 1,
+              (), None, {}, None, TIMEOUT_S, 3, None),
+)  # fmt: skip
+Target = namedtuple("Target", "key key_source url url_source")
+Call = namedtuple("Call", "url body files")  # files: (field, file name, Reference)
+Find = namedtuple("Find", "path data link")  # what may be a result: bytes or a link, and its place in the answer
+Picture = namedtuple("Picture", "data format size link")  # encoded; Pillow's name; (width, height) in pixels; its link
+Place = namedtuple("Place", "path unique format")  # where to save, and as what
 
 
 class Key(str):
@@ -154,32 +161,10 @@ class Key(str):
         return repr(mask_key(self))
 
 
-class Args(NamedTuple):
-    """What a caller asks for; see `validate_args`."""
-
-    prompt: str
-    model: str = DEFAULT_MODEL
-    family: str | None = None
-    aspect_ratio: str | None = None
-    size: str | None = None
-    negative_prompt: str | None = None
-    n: int = 1
-    reference_images: Sequence[PathLike] = ()
-    mask: PathLike | None = None
-    params: Mapping[str, Any] = {}
-    output: PathLike | None = None
-    timeout: float = TIMEOUT_S
-    attempts: int = 3
-    proxy: str | None = None
-
-
-class Reference(NamedTuple):
+class Reference(namedtuple("Reference", "data mime size full_size")):
     """A picture ready to be sent, its size and the size of its file in pixels; as text <image/jpeg, 123456 bytes>."""
 
-    data: bytes
-    mime: str
-    size: tuple[int, int]
-    full_size: tuple[int, int]
+    __slots__ = ()
 
     def __repr__(self) -> str:
         return f"<{self.mime}, {len(self.data)} bytes>"
@@ -461,7 +446,7 @@ def find_model(name: str, family: str | None = None) -> Model:
 
 def model_family(model: str) -> str:
     """The family of a model's name, "openai" or "gemini"; raises UsageError with the supported list."""
-    return find_model(model).family
+    return str(find_model(model).family)
 
 
 def choose_size(model: Model, aspect_ratio: str | None = None, size: str | None = None) -> str:
@@ -893,7 +878,7 @@ def handle_http_error(family: str, status: int, body: Any, headers: Mapping[str,
 
 def classify_response_error(family: str, body: Any) -> NoReturn:
     """Raise the ImageGenError of a successful answer without a picture; the body is bytes, text or a JSON tree."""
-    tree, told = parse_body(body), list[Any]()
+    tree, told = parse_body(body), list[object]()
     for path, text in walk(tree, 10_000):  # what the gateway says of itself: not the model's words, nor other attempts'
         if not path or re.match(r"(?i)(\w+\.)?error|\w+$", ".".join(step for step in path if isinstance(step, str))):
             told.append({path[-1]: text} if path else text)
@@ -939,7 +924,8 @@ class Exchange(threading.Thread):
     def __init__(self, url: str, args: Args, deadline: float, **content: Any) -> None:
         super().__init__(daemon=True)
         self.url, self.args, self.deadline, self.content = url, args, deadline, content
-        self.received, self.sockets, self.limit_bytes = bytearray(), list[Any](), MAX_ANSWER_BYTES * args.n
+        self.received, self.limit_bytes = bytearray(), MAX_ANSWER_BYTES * args.n
+        self.sockets: list[Any] = []
 
     def answer(self) -> Exchange:
         """Send, and come back by the deadline (of time.monotonic()) with what arrived.
@@ -1341,12 +1327,19 @@ def call_once(
     return Generation(pictures, usage, call.url[len(target.url) :], attempt)
 
 
+def missing_package() -> str:
+    """The first of the packages that are needed and not installed, "" when all are here."""
+    import importlib.util
+
+    packages = {"requests": "requests", "PIL": "Pillow"}
+    return next((package for module, package in packages.items() if not importlib.util.find_spec(module)), "")
+
+
 def require_packages() -> None:
-    for module, package in (("requests", "requests"), ("PIL", "Pillow")):
-        if not importlib.util.find_spec(module):
-            setup = os.path.join(os.path.dirname(os.path.realpath(__file__)), "setup.sh")
-            hint = f"Run: bash '{setup}', and use the Python that it names."
-            raise ConfigError(f"The package {package} is not installed for {sys.executable}.", hint)
+    if package := missing_package():
+        setup = os.path.join(os.path.dirname(os.path.realpath(__file__)), "setup.sh")
+        hint = f"Run: bash '{setup}', and use the Python that it names."
+        raise ConfigError(f"The package {package} is not installed for {sys.executable}.", hint)
 
 
 # --- Command line: the only code that prints ---
@@ -1552,10 +1545,11 @@ class Command(threading.Thread):
     def __init__(self, argv: Sequence[str], console: Console) -> None:
         super().__init__(daemon=True)
         self.argv, self.console, self.grace_s = argv, console, 0.0
-        self.facts, self.lines = dict[str, Any](), list[str]()
+        self.facts, self.lines = dict[str, object](), list[str]()
         self.error: ImageGenError | None = Interrupted("Interrupted.", "Nothing was sent.", billed="no")
 
     def run(self) -> None:
+        level = log.level
         try:
             for source in KEY_SOURCES:  # all keys there are, to be able to blot them out
                 with contextlib.suppress(ConfigError):
@@ -1581,6 +1575,7 @@ class Command(threading.Thread):
             self.error = InternalError(fault, "Report it with the lines above.")
         finally:
             log.removeHandler(self.console)
+            log.setLevel(level)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -1615,7 +1610,7 @@ def own_the_process() -> None:
     venv = os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", ".venv")
     python = os.path.join(venv, "Scripts/python.exe" if os.name == "nt" else "bin/python")
     other = os.path.exists(python) and os.path.realpath(sys.prefix) != os.path.realpath(venv)
-    if other and not all(map(importlib.util.find_spec, ("requests", "PIL"))):
+    if other and missing_package():
         if os.name == "nt":  # where exec would not wait for the new process
             import subprocess
 
