@@ -281,7 +281,7 @@ CANNOT = (
     r"(?is)\b(can['’]?t|cannot|can not|unable to|won['’]t|not able to|decline to)\b.{0,40}\b(generat|creat|mak|draw"
     r"|produc|help|assist|fulfil|edit|comply|process|provide|do)|抱歉|(无法|不能).{0,6}(生|创|绘|画|制|提|协|帮|处|满)"
 )
-UNFINISHED = r"(?i)queue|pending|process|submit|in_?progress|running|created|waiting|not_?start"
+UNFINISHED = r"(?i)queue|pending|process|submit|in_?progress|running|created|waiting|start"
 BASE64 = r"[A-Za-z0-9_+/%-]{56}[A-Za-z0-9_+/%\r\n\t -]*={0,2}"
 LINK = (  # in markdown, in HTML, bare, or the only word of its text
     r"(?i)(?:!?\[[^][]*\]\(\s*<?|<img\b[^<>]*?\bsrc=[\"']?|(?=https?://)|\A(?=\S+\Z))"
@@ -808,7 +808,8 @@ def read_answer(
     if not pictures and not faults:
         classify_response_error(str(args.family), tree)
     if not pictures:
-        fault = f"The gateway's picture cannot be had: {one_line('; '.join(faults), 900)}."
+        task = "".join(f" of the task {one_line(task)}" for task in task_ids(tree)[:1])
+        fault = f"The gateway's picture{task} cannot be had: {one_line('; '.join(faults), 900)}."
         raise ResponseError(fault, salvage=salvage, image_url=next(iter(links), None))
     if len(pictures) < args.n:
         log.warning("the gateway made %d of the %d images asked for %s", len(pictures), args.n, " ".join(links))
@@ -822,6 +823,12 @@ def refusal_in(tree: Any) -> str:
         text for text in texts_under(tree, "(native_)?(finish|stop|failure)_?reason") if re.search(REFUSAL, text)
     ]
     return next(iter(texts_under(tree, "refusal|block_?reason|rai_?filtered_?reason") + reasons), "")
+
+
+def task_ids(tree: Any) -> list[str]:
+    """The ids by which a gateway names work that it has only begun."""
+    unfinished = any(re.search(UNFINISHED, state) for state in texts_under(tree, "status|state"))
+    return texts_under(tree, "(task|job|generation|prediction)_?id" + "|(request_?)?id" * unfinished)
 
 
 def one_line(text: str, limit: int = 300) -> str:
@@ -888,9 +895,8 @@ def classify_response_error(family: str, body: Any) -> NoReturn:
         raise error
     if refusal := refusal_in(tree):
         raise RefusedError(f"The model refused: {one_line(refusal)}.")
-    unfinished = any(re.search(UNFINISHED, state) for state in texts_under(tree, "status|state"))
-    ids = texts_under(tree, "(task|job|generation|prediction)_?id" + "|(request_?)?id" * unfinished)
-    texts = texts_under(tree, "|content|text|message|msg|detail|error") or texts_under(tree, "finish_?reason")
+    ids = task_ids(tree)
+    texts = texts_under(tree, "|content|text|message|msg|detail|error") or texts_under(tree, "finish_?reason|result")
     held = f"no image but the unfinished task {one_line(ids[0])}" if ids else "no image"
     said = f": {one_line(' '.join(texts))}" if texts else ""
     hint = "Check the base URL: most end in /v1." if texts and texts[0].startswith("<") else ""
@@ -1462,7 +1468,7 @@ def act_check(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     }  # fmt: skip
 
     def table() -> list[str]:
-        shown = {"True": "yes", "None": "unknown"}
+        shown = {"True": "yes", "False": "no", "None": "unknown"}
         return aligned([[name, shown.get(str(fact), redact(str(fact), [target.key]))] for name, fact in facts.items()])
 
     args = validate_args(Args("none", timeout=options.timeout, proxy=options.proxy))
@@ -1477,7 +1483,7 @@ def act_check(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     except RejectedError as error:
         log.warning("whether the key is accepted cannot be told: %s", redact(str(error), [target.key]))
     except ImageGenError as error:
-        error.billed = "no"
+        error.billed, facts["accepted"] = "no", False if isinstance(error, AuthError) else None
         log.info("%s", "\n".join(table()))
         raise
     return facts, table()

@@ -1038,3 +1038,20 @@ def test_an_answer_full_of_half_links_does_not_hang(gateway: Gateway) -> None:
     """A pattern that started anew at every bracket took minutes."""
     with pytest.raises(generate.ResponseError):
         ask("gemini", gateway, chat(["<img <img [![" * 600] * 300))
+
+
+@pytest.mark.parametrize("family", ["openai", "gemini"])
+@pytest.mark.parametrize(
+    "told",
+    rows(
+        {
+            "fal": {"request_id": "764cabcf", "status": "IN_QUEUE", "response_url": "/media/gone", "cancel_url": "/no"},
+            "Replicate": {"id": "764cabcf", "status": "starting", "output": None, "urls": {"get": "/media/gone"}},
+            "a proxy of Midjourney": {"code": 1, "description": "提交成功", "result": "764cabcf"},
+        }
+    ),
+)
+def test_task_with_links_to_its_state(gateway: Gateway, family: str, told: dict[str, Any]) -> None:
+    """What lies behind them is no picture; the id is what finds it again."""
+    with pytest.raises(generate.ResponseError, match="764cabcf"):
+        ask(family, gateway, told)

@@ -543,6 +543,7 @@ def test_check_fails_as_a_call_would(gateway: Gateway, run: Any, answer: Reply, 
     assert gateway.calls == []
     for fact in (gateway.key[:8], "OMNIMAAS_API_KEY", gateway.url):  # what is in use is shown all the more
         assert fact in outcome.err
+    assert re.search(r"accepted +" + ("no\n" if code == 4 else "unknown"), outcome.err)
 
 
 @pytest.mark.parametrize("words", [("--timeout", "abc"), ("--timeout", "-5"), ("--proxy", "foo bar")], ids=" ".join)
