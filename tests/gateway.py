@@ -983,6 +983,12 @@ class Gateway:
             released, self._released = self._released, threading.Event()
         released.set()
 
+    def wait_until_idle(self, timeout: float = 10) -> None:
+        """Block until no POST is in work, those of clients that are gone included."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._working, timeout):
+                raise TimeoutError(f"{len(self._working)} requests are still in work after {timeout} s")
+
     def serve(self, received: Received, perform: Callable[..., None]) -> None:
         """Record one request and have its answer performed."""
         with self._changed:
@@ -998,7 +1004,9 @@ class Gateway:
             # subtle: the work is over before the client can know, so that its next request is never one too many
             perform(steps(self._reply(received, scripted)), released, lambda: self._working.discard(id(received)))
         finally:
-            self._working.discard(id(received))
+            with self._changed:
+                self._working.discard(id(received))
+                self._changed.notify_all()
 
     def _scripted(self, received: Received) -> Answer | None:
         def matches(path: str | None) -> bool:
