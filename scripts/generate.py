@@ -283,6 +283,7 @@ CANNOT = (
 )
 UNFINISHED = r"(?i)queue|pending|process|submit|in_?progress|running|created|waiting|start"
 BASE64 = r"[A-Za-z0-9_+/%-]{56}[A-Za-z0-9_+/%\r\n\t -]*={0,2}"
+LOOSE_BASE64 = r"(?:base64,|\A)\s*([A-Za-z0-9_+/%\r\n\t -]{56,}={0,2})"  # with blanks even in its first letters
 LINK = (  # in markdown, in HTML, bare, or the only word of its text
     r"(?i)(?:!?\[[^][]*\]\(\s*<?|<img\b[^<>]*?\bsrc=[\"']?|(?=https?://)|\A(?=\S+\Z))"
     r"((?:\w+:/|/|[\w.-]+[/.])[^\s\"'<>)\]]+)"
@@ -399,7 +400,8 @@ def load_base_url(key_source: str | None = None, given: str | None = None) -> tu
     keys = [read_source(variable) for variable, _ in CONFIG_ROWS]
     shown = "" if "@" in url else f" {redact(url, keys)!r}"  # it may hold a password
     right = next((url[: -len(end)] for end in ENDPOINTS.values() if url.endswith(end)), "")
-    if right or not re.fullmatch(r"(?ai)(?!.*[?#@])https?://(\[[\da-f:.]+\]|[\w.-]+)(:\d{1,5})?(/[!-~]*)?", url):
+    parts = re.fullmatch(r"(?ai)(?!.*[?#@])https?://(?:\[[\da-f:.]+\]|[\w.-]+)(?::(\d{1,5}))?(?:/[!-~]*)?", url)
+    if right or not parts or int(parts[1] or 0) > 65_535:
         fault = "ends in an endpoint" if right else "is no http or https address without user, query and fragment"
         raise ConfigError(f"The base URL{shown} from {source} {fault}.", f"Set it to: {right or DEFAULT_BASE_URL}")
     if re.match(r"(?i)http:(?!//(localhost|127(\.\d+){3}|\[::1\])(:|/|$))", url):
@@ -758,7 +760,9 @@ def find_images(tree: Any) -> Iterator[Find]:
     for path, text in walk(tree):
         if len(text) < 3 or re.search(IGNORED_KEYS, str(path)):
             continue
-        found = list(filter(None, map(decode_base64, re.findall(BASE64, text))))
+        for pattern in (BASE64, LOOSE_BASE64):
+            if found := list(filter(None, map(decode_base64, re.findall(pattern, text)))):
+                break
         yield from (Find(path, data, "") for data in found)
         if not found and not re.search(CANNOT, text := text[:8000].strip()):
             for link in dict.fromkeys(find_links(path, text)):  # an avatar may be what was asked for: the last choice

@@ -404,6 +404,8 @@ SPELLINGS: dict[str, str] = {  # of one picture's base64, wherever it stands
     "lines of 64": lines(b64(FINAL), 64),
     "lines of 76, CRLF": lines(b64(FINAL), 76, "\r\n") + "\r\n",
     "lines that are indented": lines(b64(FINAL), 60, "\n    "),
+    "blanks between": lines(b64(FINAL), 4, " "),
+    "lines of 40": lines(b64(FINAL), 40),
     "blanks around": f"\n  {b64(FINAL)}\t ",
     "URL-safe": base64.urlsafe_b64encode(FINAL).decode(),
     "URL-safe in lines": lines(base64.urlsafe_b64encode(FINAL).decode(), 64),
