@@ -60,10 +60,9 @@ MAX_DEPTH = 400  # of an answer's tree: what is deeper is not looked at
 INTERRUPT_GRACE_S = 10.0  # what is under way gets to unwind, and a paid picture to reach the disk, after Ctrl-C
 POLL_S = 0.1
 
-TYPE_CHECKING = False  # true for a type checker; what only it needs would lengthen every start
-if TYPE_CHECKING:
+if __name__ != "__main__":  # for type checkers and an importer's tools; it would lengthen every start of the command
     from pathlib import Path
-    from typing import Any, Callable, Iterator, Mapping, NoReturn, Sequence, Union
+    from typing import Any, Callable, Iterable, Iterator, Mapping, NoReturn, Sequence, Union
 
     PathLike = Union[str, os.PathLike[str]]
 
@@ -180,7 +179,9 @@ class Generation:
         self.pictures, self.usage, self.endpoint, self.attempts = pictures, usage, endpoint, attempts
         self.images = [picture.data for picture in pictures]
         self.saved: list[tuple[str, Picture]] = []
-        self.elapsed_s, self.tokens = 0.0, usage.get("total_tokens", usage.get("totalTokenCount"))
+        self.tokens = usage.get("total_tokens", usage.get("totalTokenCount"))
+        self.elapsed_s = 0.0
+        self.cost_cny: float | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.images[0], self.usage))
@@ -367,17 +368,22 @@ def read_source(source: str) -> str:
         raise ConfigError(f"The key file {source} cannot be read: {reason(exc)}.", "Mend or remove it.") from None
 
 
+def first_set(sources: Iterable[str], given: str | None, argument: str) -> tuple[str, str]:
+    """(value, source) of the argument that was given, else of the first source that is set; ("", "") without any."""
+    found = ((value, source) for source in sources if (value := read_source(source)))
+    return next(found, ("", "")) if given is None else (given, argument)
+
+
 def load_api_key(given: str | None = None) -> tuple[Key, str]:
     """The API key given, else that of the variables of CONFIG_ROWS, then KEY_FILES; returns (key, source).
 
     raises: ConfigError when there is none (its hint is the onboarding message) or when it is malformed
     """
-    source = "api_key" if given is not None else next(filter(read_source, KEY_SOURCES), "")
+    key, source = first_set(KEY_SOURCES, given, "api_key")
     if not source:
         raise ConfigError("No API key is configured.", ONBOARDING)
     if source in KEY_FILES and os.name == "posix" and os.stat(os.path.expanduser(source)).st_mode & 0o077:
         log.warning("the key file %s can be read by others; type: chmod 600 %s", source, source)
-    key = read_source(source) if given is None else given
     if not re.fullmatch(r"[!-~]+", key):
         raise ConfigError(f"The key from {source} is not printable ASCII without spaces.", "Copy it again, alone.")
     return Key(key), source
@@ -389,14 +395,14 @@ def load_base_url(key_source: str | None = None, given: str | None = None) -> tu
 
     raises: ConfigError when there is none or when it is malformed
     """
-    source = "base_url" if given is not None else next(filter(read_source, dict(CONFIG_ROWS).values()), "")
+    url, source = first_set(dict(CONFIG_ROWS).values(), given, "base_url")
     if not source:
         key_source = key_source or load_api_key()[1]
         if key_source in (KEY_SOURCES[0], KEY_FILES[0]):
             return DEFAULT_BASE_URL, "default"
         wanted = dict(CONFIG_ROWS).get(key_source, CONFIG_ROWS[1][1])
         raise ConfigError(f"The key from {key_source} has no base URL.", f"Set {wanted} to your gateway's URL.")
-    url = (read_source(source) if given is None else given).rstrip("/")
+    url = url.rstrip("/")
     keys = [read_source(variable) for variable, _ in CONFIG_ROWS]
     shown = "" if "@" in url else f" {redact(url, keys)!r}"  # it may hold a password
     right = next((url[: -len(end)] for end in ENDPOINTS.values() if url.endswith(end)), "")
@@ -1204,8 +1210,6 @@ def generate_image(prompt: str, model: str = DEFAULT_MODEL, aspect_ratio: str | 
     options: api_key, base_url, and the other fields of `Args`: size, n, mask, params, timeout (s), attempts, proxy …
     raises: ImageGenError, a subclass for each kind of failure; TypeError for an argument that there is not
     """
-    from pathlib import Path
-
     target = load_target(options.pop("api_key", None), options.pop("base_url", None))
     args = Args(prompt, model, aspect_ratio=aspect_ratio, negative_prompt=negative_prompt,
                 reference_images=reference_images, output=output_path, **options)  # fmt: skip
@@ -1248,8 +1252,10 @@ def run(args: Args, target: Target, save: bool) -> Generation:
     entry: dict[str, Any] = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     entry.update(redact({"model": args.model, "n": args.n, "base_url": target.url}, [target.key]))
     entry.update(ok=False, kind="internal", billed="maybe", paths=[])
+    count = args.n
     try:
         made = call_with_retries(args, target, references, mask)
+        count = len(made.pictures)
         made.saved = save_all(made.pictures, place) if place else []
         entry.update(ok=True, kind=None, billed="yes", paths=[path for path, _ in made.saved])
     except ImageGenError as error:
@@ -1257,15 +1263,15 @@ def run(args: Args, target: Target, save: bool) -> Generation:
         raise
     finally:
         elapsed_s = round(time.monotonic() - started, 3)
-        spent = 0 if entry["billed"] == "no" else price and round(price * args.n, 4)
-        append_ledger({**entry, "estimated_cost_cny": spent, "elapsed_s": elapsed_s})
-    made.elapsed_s = elapsed_s
+        cost_cny = 0 if entry["billed"] == "no" else price and round(price * count, 4)
+        append_ledger({**entry, "estimated_cost_cny": cost_cny, "elapsed_s": elapsed_s})
+    made.elapsed_s, made.cost_cny = elapsed_s, cost_cny
+    call = f"{elapsed_s:.1f} s, {made.tokens or 'unknown'} tokens" + f" for all {count}" * (count > 1)
     asked = re.fullmatch(r"(\d+)[x:](\d+)", args.aspect_ratio or args.size or "")
     for path, picture in made.saved:
         width, height = picture.size
-        facts = f"{width}x{height}, {len(picture.data)} bytes, {elapsed_s:.1f} s, {made.tokens or 'unknown'} tokens"
-        costs = f"about {price or 'unknown'} CNY, key from {target.key_source}, URL from {target.url_source}"
-        log.info("saved %s: %s, %s", path, facts, costs)
+        facts = f"{width}x{height}, {len(picture.data)} bytes, {call}, about {price or 'unknown'} CNY"
+        log.info("saved %s: %s, key from %s, URL from %s", path, facts, target.key_source, target.url_source)
         if asked and abs(width * int(asked[2]) / (height * int(asked[1])) - 1) > RATIO_TOLERANCE:
             log.warning("%s is %dx%d, not the shape %s", path, width, height, asked[0])
     return made
@@ -1428,12 +1434,12 @@ def act_generate(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]
     target, args = load_target(), read_args(options)
     made = run(args, target, save=True)
     path, first = made.saved[0]
-    paths, price = [path for path, _ in made.saved], find_model(args.model, args.family).price_cny
+    paths = [path for path, _ in made.saved]
     return {
         "path": path, "paths": paths, "model": args.model, "family": args.family, "endpoint": made.endpoint,
         "format": first.format, "width": first.size[0], "height": first.size[1], "bytes": len(first.data),
         "elapsed_s": round(made.elapsed_s, 2), "attempts": made.attempts, "usage": made.usage,
-        "total_tokens": made.tokens, "estimated_cost_cny": price and round(price * len(paths), 4),
+        "total_tokens": made.tokens, "estimated_cost_cny": made.cost_cny,
         "base_url": target.url, "key_source": target.key_source, "url_source": target.url_source,
     }, paths  # fmt: skip
 

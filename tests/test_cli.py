@@ -169,9 +169,8 @@ def test_a_price_that_nobody_knows_is_null(gateway: Gateway, run: Any) -> None:
 
 
 def test_json_counts_attempts_and_carries_warnings(
-    gateway: Gateway, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gateway: Gateway, run: Any, tmp_path: Path, short_waits: None
 ) -> None:
-    monkeypatch.setattr(generate, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
     (tmp_path / "ref.png").write_bytes(pictures.picture())
     gateway.answer(Reply(500), Reply(503))
     outcome = run("--prompt", "a cup", "--reference-image", "ref.png", "--json")
@@ -634,10 +633,9 @@ def test_a_dry_run_leaves_the_old_file_alone(gateway: Gateway, run: Any, tmp_pat
 
 
 def test_without_a_terminal_there_is_no_live_line(
-    gateway: Gateway, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gateway: Gateway, run: Any, tmp_path: Path, short_waits: None
 ) -> None:
     """A log file full of carriage returns helps nobody: one line at the start, one at each retry."""
-    monkeypatch.setattr(generate, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
     (tmp_path / "ref.png").write_bytes(pictures.picture())
     gateway.answer(Reply(500), Reply(delay=0.5))
     outcome = run("--prompt", "a cup", "--reference-image", "ref.png", "--output", "cup.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import builtins
 import copy
 import inspect
 import io
@@ -305,6 +306,14 @@ def test_functions_are_picklable_by_name(name: str) -> None:
     assert pickle.loads(pickle.dumps(function)) is function
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_annotations_name_what_there_is(name: str) -> None:
+    """What makes tools of functions evaluates their types, in the module that they are from."""
+    annotations = getattr(generate, name).__annotations__.values()
+    names = {word for text in annotations for word in compile(text, name, "eval").co_names}
+    assert names and not {word for word in names if not hasattr(generate, word) and not hasattr(builtins, word)}
+
+
 def test_a_generation_is_picklable(gateway: Gateway) -> None:
     result = generate.generate_openai("a cup", GPT, n=2)
     back = pickle.loads(pickle.dumps(result))
@@ -314,10 +323,7 @@ def test_a_generation_is_picklable(gateway: Gateway) -> None:
 # --- Manners ---
 
 
-def test_nothing_is_printed(
-    gateway: Gateway, capfd: pytest.CaptureFixture[str], ref: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(generate, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
+def test_nothing_is_printed(gateway: Gateway, capfd: pytest.CaptureFixture[str], ref: Path, short_waits: None) -> None:
     gateway.answer(Reply(500))
     generate.generate_image("a cup", reference_images=[ref], n=3)
     with pytest.raises(generate.UsageError):

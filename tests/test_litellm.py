@@ -274,11 +274,8 @@ def test_upstream_fails(cli: Run, upstream: Gateway, model: str, body: Any) -> N
 
 
 @BOTH
-def test_upstream_fails_once(
-    run: Run, upstream: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
-) -> None:
+def test_upstream_fails_once(run: Run, upstream: Gateway, tmp_path: Path, short_waits: None, model: str) -> None:
     """Image-to-image gets over a fault that passes."""
-    monkeypatch.setattr("generate.RETRY_WAITS_S", (0.01, 0.01))
     upstream.answer(Reply(500))
     flags = reference_flags(tmp_path, REFERENCES[:1])
     outcome = run("--prompt", PROMPT, "--model", model, "--output", tmp_path / "apple.png", "--json", *flags)

@@ -429,12 +429,9 @@ RETRIES: dict[str, list[tuple[bool, Reply, int]]] = {  # with a reference or not
 
 
 @pytest.mark.parametrize("start", RETRIES)
-def test_retry_row(
-    start: str, run: Callable[..., Any], gateway: Gateway, photo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_retry_row(start: str, run: Callable[..., Any], gateway: Gateway, photo: Path, short_waits: None) -> None:
     """A second bill that the papers rule out, or a retry that they promise."""
     [row] = [row for row in tables(ERRORS, "retry-patterns")[0] if row[""].startswith(start)]
-    monkeypatch.setattr(generate, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
     for reference, reply, calls in RETRIES[start]:
         gateway.reset()
         gateway.answer_always(reply)
@@ -444,9 +441,8 @@ def test_retry_row(
         assert row["tried again"].startswith("yes" if calls > 1 else "no")
 
 
-def test_links_are_fetched_again(run: Callable[..., Any], gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_are_fetched_again(run: Callable[..., Any], gateway: Gateway, short_waits: None) -> None:
     """The last row: three tries for a link, and the link in the error."""
-    monkeypatch.setattr(generate, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
     assert tables(ERRORS, "retry-patterns")[0][-1]["tried again"].startswith(f"up to {generate.FETCH_TRIES} times")
     gateway.answer_always(Reply(503), path="/media/")
     gateway.answer(Reply(body={"data": [{"url": f"{gateway.origin}/media/gone.png"}]}))
@@ -525,15 +521,9 @@ def gateway_picture() -> bytes:
     ],
 )
 def test_json_of_a_failure(
-    argv: list[str],
-    reply: Any,
-    present: set[str],
-    run: Callable[..., Any],
-    gateway: Gateway,
-    monkeypatch: pytest.MonkeyPatch,
+    argv: list[str], reply: Any, present: set[str], run: Callable[..., Any], gateway: Gateway, short_waits: None
 ) -> None:
     """The same for the failures, with the two keys that come and go."""
-    monkeypatch.setattr(generate, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
     if reply == "link":
         gateway.answer_always(Reply(404), path="/media/gone.png")
         reply = Reply(body={"choices": [{"message": {"content": f"![image]({gateway.origin}/media/gone.png)"}}]})

@@ -263,10 +263,9 @@ def test_no_temporary_file_outlives_a_run(
 
 
 def test_after_a_524_the_references_get_smaller(
-    gateway: Gateway, run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gateway: Gateway, run: Callable[..., Any], tmp_path: Path, short_waits: None
 ) -> None:
     """An edge proxy gives up after 100 s; a smaller picture is faster."""
-    monkeypatch.setattr(generate, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
     (tmp_path / "large.png").write_bytes(TRAPS["large.png"].data)
     (tmp_path / "small.png").write_bytes(pictures.picture(300, 200))
     gateway.answer(Reply(524), Reply(524))

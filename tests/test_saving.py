@@ -7,10 +7,8 @@ import io
 import os
 import re
 import stat
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable
@@ -369,19 +367,9 @@ def test_the_folder_that_went_away_is_made_again(gateway: Gateway, run: Any, tmp
     assert (tmp_path / "out" / "cup.png").read_bytes() == data
 
 
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder that stands in for the system's temporary one."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    yield folder
-
-
 @pytest.mark.parametrize("fmt", ["PNG", "JPEG", "WEBP"])
 def test_a_picture_that_cannot_be_stored_is_kept_byte_for_byte(
-    gateway: Gateway, run: Any, tmp_path: Path, temporary: Path, fmt: str
+    gateway: Gateway, run: Any, tmp_path: Path, kept: Path, fmt: str
 ) -> None:
     data = noise(fmt=fmt)
 
@@ -395,30 +383,27 @@ def test_a_picture_that_cannot_be_stored_is_kept_byte_for_byte(
     outcome = run("--prompt", "a cup", "--model", GPT, "--output", "out/cup.png", "--json")
     assert outcome.code == 8
     error = outcome.json["error"]
-    (kept,) = temporary.iterdir()
-    assert (error["kind"], error["billed"], error["saved_at"]) == ("save", "yes", str(kept))
-    assert kept.read_bytes() == data
-    assert kept.suffix in (".png", ".jpeg", ".jpg", ".webp")
+    (path,) = kept.iterdir()
+    assert (error["kind"], error["billed"], error["saved_at"]) == ("save", "yes", str(path))
+    assert path.read_bytes() == data
+    assert path.suffix in (".png", ".jpeg", ".jpg", ".webp")
     assert str(tmp_path / "out" / "cup.png") in error["message"]
-    assert str(kept) in error["message"] + error["hint"]
-    assert str(kept) in outcome.err
+    assert str(path) in error["message"] + error["hint"]
+    assert str(path) in outcome.err
     assert (tmp_path / "out").read_bytes() == OLD
 
 
-def test_of_several_pictures_every_one_is_saved_or_kept(
-    gateway: Gateway, run: Any, tmp_path: Path, temporary: Path
-) -> None:
+def test_of_several_pictures_every_one_is_saved_or_kept(gateway: Gateway, run: Any, tmp_path: Path, kept: Path) -> None:
     """The second name turns out to be a folder: one picture on disk, one kept, none lost."""
     images = [noise(160, 120), noise(176, 120), noise(192, 120)]
     (tmp_path / "cup-2.png").mkdir()
     gateway.answer(answer(*images))
     outcome = run("--prompt", "a cup", "--model", GPT, "--n", "3", "--output", "cup.png", "--json")
     saved = [path.read_bytes() for path in sorted(tmp_path.glob("cup*.png")) if path.is_file()]
-    kept = [path.read_bytes() for path in temporary.iterdir()]
-    assert sorted(saved + kept) == sorted(images)
+    assert sorted(saved + [path.read_bytes() for path in kept.iterdir()]) == sorted(images)
     assert outcome.code == 8
     everything = outcome.json["error"]["message"] + outcome.json["error"]["hint"]
-    assert all(str(path) in everything for path in [tmp_path / "cup.png", *temporary.iterdir()])
+    assert all(str(path) in everything for path in [tmp_path / "cup.png", *kept.iterdir()])
 
 
 @pytest.mark.parametrize(
@@ -490,6 +475,13 @@ def test_one_line_says_all_about_the_picture(gateway: Gateway, run: Any, tmp_pat
     size = (tmp_path / "cup.png").stat().st_size
     for fact in ("OMNIMAAS_API_KEY", r"\d+\.\d s", str(size), "1024x1024", r"\d+ tokens", r"0\.35"):
         assert re.search(fact, line.replace(",", "")), fact
+
+
+def test_tokens_and_time_of_several_pictures_are_those_of_all(gateway: Gateway, run: Any) -> None:
+    """Four lines with the whole call's tokens on each would be added up to four times of what was spent."""
+    outcome = run("--prompt", "a cup", "--model", GPT, "--n", "2", "--output", "cup.png")
+    lines = [line for line in outcome.err.splitlines() if "saved" in line]
+    assert [re.search(r"tokens for all 2, about 0\.35 CNY", line) is not None for line in lines] == [True, True]
 
 
 def test_unknown_tokens_and_costs_are_called_so(gateway: Gateway, run: Any) -> None:

@@ -375,11 +375,8 @@ def test_text_to_image_is_not_tried_again(till: Till, tmp_path: Path) -> None:
     assert {path.stem for path in tmp_path.glob("*.jpeg")} == set(futures)
 
 
-def test_image_to_image_waits_as_long_as_retry_after_says(
-    till: Till, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_image_to_image_waits_as_long_as_retry_after_says(till: Till, tmp_path: Path, short_waits: None) -> None:
     """Retries that storm a gateway which has just said how long to stay away."""
-    monkeypatch.setattr(generate, "RETRY_WAITS_S", (0.01, 0.01, 0.01))
     reference = tmp_path / "reference.jpeg"
     reference.write_bytes(draw("the reference", (512, 512), fmt="JPEG"))  # another one: an echo is no result
     releasing = release_once(till.gateway, till, 16)

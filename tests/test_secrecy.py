@@ -14,7 +14,6 @@ import pickle
 import re
 import socket
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,27 +138,16 @@ def test_scanner_has_no_false_alarm() -> None:
 # --- The scene ---
 
 
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The temporary folder of this process and of those that it starts."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(generate, "RETRY_WAITS_S", (0.01, 0.01, 0.01))
-    return folder
-
-
 class Scene:
     """A gateway with a key, and everything that the program may have left behind."""
 
-    def __init__(self, gateway: Gateway, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-        self.gateway, self.key, self.folder, self.caplog = gateway, gateway.key, folder, caplog
+    def __init__(self, gateway: Gateway, folder: Path, kept: Path, caplog: pytest.LogCaptureFixture) -> None:
+        self.gateway, self.key, self.folder, self.kept, self.caplog = gateway, gateway.key, folder, kept, caplog
         self.exempt: set[Path] = set()
 
     def files(self) -> dict[str, bytes]:
         """Names and contents of all files."""
-        places = [(place, path) for place in (self.folder, Path.home()) for path in place.rglob("*")]
+        places = [(place, path) for place in (self.folder, self.kept, Path.home()) for path in place.rglob("*")]
         return {
             str(path.relative_to(place)): path.read_bytes()
             for place, path in places
@@ -177,7 +165,7 @@ class Scene:
 
 @pytest.fixture
 def stage(
-    temporary: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    kept: Path, short_waits: None, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Scene]]:
     """stage(key): a gateway with this key, configured in the environment, and a ledger."""
     caplog.set_level(logging.DEBUG)
@@ -192,7 +180,7 @@ def stage(
                 monkeypatch.setenv("OMNIMAAS_API_KEY", key)
                 monkeypatch.setenv("OMNIMAAS_BASE_URL", gateway.url)
             monkeypatch.setenv("PRODUCT_SHOTS_IMAGEGEN_LEDGER", str(tmp_path / "ledger.jsonl"))
-            return Scene(gateway, tmp_path, caplog)
+            return Scene(gateway, tmp_path, kept, caplog)
 
         yield build
 

@@ -284,10 +284,9 @@ def test_a_mask_goes_along_at_the_size_of_the_first_reference(
 
 
 def test_a_mask_follows_its_reference_to_a_smaller_size(
-    gateway: Gateway, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gateway: Gateway, run: Any, tmp_path: Path, short_waits: None
 ) -> None:
     """A mask of another size than its picture is refused by every gateway."""
-    monkeypatch.setattr(generate, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
     (tmp_path / "ref.png").write_bytes(pictures.picture(1000, 500))
     (tmp_path / "mask.png").write_bytes(pictures.picture(1000, 500, mode="RGBA"))
     gateway.answer(Reply(524), Reply(524))
