@@ -445,10 +445,8 @@ def find_model(name: str, family: str | None = None) -> Model:
         hint = f"Use one of {known}; for another image model of your gateway add --family openai or gemini."
         raise UsageError(f"The model {name!r} is not a known image model.", hint)
     if family not in (None, rows[0].family):
-        raise UsageError(
-            f"The family of {name!r} is {rows[0].family!r}, not {family!r}.",
-            "Leave --family out, or use generate_image.",
-        )
+        fault = f"The family of {name!r} is {rows[0].family!r}, not {family!r}."
+        raise UsageError(fault, "Leave --family out, or use generate_image.")
     return rows[0]._replace(name=name)
 
 
