@@ -827,10 +827,9 @@ def read_answer(
 
 def refusal_in(tree: Any) -> str:
     """Why a model says that it refused, "" when it does not."""
-    reasons = [
-        text for text in texts_under(tree, "(native_)?(finish|stop|failure)_?reason") if re.search(REFUSAL, text)
-    ]
-    return next(iter(texts_under(tree, "refusal|block_?reason|rai_?filtered_?reason") + reasons), "")
+    refusals = texts_under(tree, "refusal|block_?reason|rai_?filtered_?reason")
+    endings = texts_under(tree, "(native_)?(finish|stop|failure)_?reason")
+    return next(iter(refusals + [text for text in endings if re.search(REFUSAL, text)]), "")
 
 
 def task_ids(tree: Any) -> list[str]:
