@@ -163,8 +163,6 @@ class Key(str):
 class Reference(namedtuple("Reference", "data mime size full_size")):
     """A picture ready to be sent, its size and the size of its file in pixels; as text <image/jpeg, 123456 bytes>."""
 
-    __slots__ = ()
-
     def __repr__(self) -> str:
         return f"<{self.mime}, {len(self.data)} bytes>"
 
