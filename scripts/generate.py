@@ -788,9 +788,9 @@ def choose_results(finds: Sequence[Find], family: str) -> list[list[list[Find]]]
 
 
 def read_answer(
-    body: bytes | bytearray, args: Args, echoes: Sequence[bytes], fetch: Callable[[str, int], bytes]
+    body: bytes | bytearray, args: Args, echoes: Sequence[bytes], fetch: Callable[[str, int], Picture]
 ) -> tuple[list[Picture], dict[str, Any]]:
-    """All pictures of a successful answer, and its usage; `fetch` gets the bytes behind a link, given how many wait."""
+    """All pictures of a successful answer, and its usage; `fetch` gets the one behind a link, given how many wait."""
     tree = parse_body(base64.b64encode(body) if sniff_format(body) else body)
     if isinstance(body, bytearray):
         body.clear()  # a large answer would stand in memory twice
@@ -801,9 +801,9 @@ def read_answer(
     for group in (group for reading in readings if not pictures for group in reading):  # the first that has any
         for find in group:
             try:
-                data = find.data or fetch(find.link, max(1, args.n - len(pictures)))
-                if data not in echoes:
-                    pictures.append(read_picture(data, find.link or None))
+                picture = read_picture(find.data) if find.data else fetch(find.link, max(1, args.n - len(pictures)))
+                if picture.data not in echoes:
+                    pictures.append(picture)
                     break
             except (ValueError, ResponseError, Interrupted) as exc:
                 if isinstance(exc, Interrupted) and not pictures:
@@ -1312,25 +1312,22 @@ def call_once(
 ) -> Generation:
     from urllib.parse import urljoin
 
-    def absolute(link: str) -> str:
-        return str(redact(urljoin(target.url, link), [target.key]))
-
-    def fetch_link(link: str, waiting: int) -> bytes:  # one silent server must leave time for the other pictures
-        return fetch(absolute(link), target.key, args, (deadline - time.monotonic()) / waiting)
+    def fetch_picture(link: str, waiting: int) -> Picture:  # one silent server must leave time for the other pictures
+        url = str(redact(urljoin(target.url, link), [target.key]))
+        return read_picture(fetch(url, target.key, args, (deadline - time.monotonic()) / waiting), url)
 
     deadline = time.monotonic() + args.timeout
     call = build_call(args, target.url, references, mask)
     answer = send(call, target, args, deadline)
     log.info("the answer has arrived")
     try:
-        found, usage = read_answer(answer.received, args, [reference.data for reference in references], fetch_link)
+        pictures, usage = read_answer(answer.received, args, [r.data for r in references], fetch_picture)
     except ImageGenError as error:
         error.status = error.status or answer.status
         if not answer.fault or error.image_url:
             raise
         fault, late = f"The answer broke off: {answer.fault}.", answer.fault == TIME_IS_OVER
         raise UnavailableError(fault, timed_out=late, salvage=error.salvage) from None
-    pictures = [picture._replace(link=picture.link and absolute(picture.link)) for picture in found]
     try:
         usage = redact(usage, [target.key])
     except RecursionError:  # too deep to be numbers of tokens

@@ -79,7 +79,11 @@ def encoded(answer: Any) -> bytes:
 def read(answer: Any, family: str, n: int = 1) -> list[bytes]:
     """What the engine makes of a successful answer: pictures, or an ImageGenError."""
     args = Args("a cup", family=family, n=n)
-    pictures, usage = generate.read_answer(encoded(answer), args, [OWN, REFERENCE], STORE.fetch)
+
+    def fetch(link: str, waiting: int) -> generate.Picture:
+        return generate.read_picture(STORE.fetch(link, waiting), link)
+
+    pictures, usage = generate.read_answer(encoded(answer), args, [OWN, REFERENCE], fetch)
     assert isinstance(usage, dict)
     return [each.data for each in pictures]
 
