@@ -1561,7 +1561,7 @@ class Command(threading.Thread):
         try:
             for source in KEY_SOURCES:  # all keys there are, to be able to blot them out
                 with contextlib.suppress(ConfigError):
-                    self.console.keys += filter(None, [read_source(source)])
+                    self.console.keys.append(read_source(source))
             log.addHandler(self.console)
             log.setLevel(logging.INFO)
             options = build_parser().parse_args(self.argv)
