@@ -181,6 +181,9 @@ class Generation:
         self.elapsed_s = 0.0
         self.cost_cny: float | None = None
 
+    def __repr__(self) -> str:
+        return f"<Generation: {len(self.images)} images, usage {self.usage}>"
+
     def __iter__(self) -> Iterator[Any]:
         return iter((self.images[0], self.usage))
 
@@ -406,8 +409,13 @@ def load_base_url(key_source: str | None = None, given: str | None = None) -> tu
     right = next((url[: -len(end)] for end in ENDPOINTS.values() if url.endswith(end)), "")
     parts = re.fullmatch(r"(?ai)(?!.*[?#@])https?://(?:\[[\da-f:.]+\]|[\w.-]+)(?::(\d{1,5}))?(?:/[!-~]*)?", url)
     if right or not parts or int(parts[1] or 0) > 65_535:
-        fault = "ends in an endpoint" if right else "is no http or https address without user, query and fragment"
-        raise ConfigError(f"The base URL{shown} from {source} {fault}.", f"Set it to: {right or DEFAULT_BASE_URL}")
+        fault = "ends in an endpoint" if right else "is not an http or https address"
+        hint = (
+            f"Set it to: {right}"
+            if right
+            else "Write it like https://gateway.example/v1, without user, query and fragment."
+        )
+        raise ConfigError(f"The base URL{shown} from {source} {fault}.", hint)
     if re.match(r"(?i)http:(?!//(localhost|127(\.\d+){3}|\[::1\])(:|/|$))", url):
         log.warning("the base URL%s from %s is plain http: the key travels unencrypted", shown, source)
     return url, source
@@ -444,7 +452,7 @@ def find_model(name: str, family: str | None = None) -> Model:
         raise UsageError(f"The model {name!r} is not a known image model.", hint)
     if family not in (None, rows[0].family):
         fault = f"The family of {name!r} is {rows[0].family!r}, not {family!r}."
-        raise UsageError(fault, "Leave --family out, or use generate_image.")
+        raise UsageError(fault, "Let the name decide, or choose another model.")
     return rows[0]._replace(name=name)
 
 
@@ -497,7 +505,7 @@ def faults_of(args: Args, model: Model) -> Iterator[tuple[str, str]]:
         yield f"The parameter {name!r} is set by the program itself.", "Use the flag of that name, if there is one."
     if re.search("[\ud800-\udfff]", str(args.params)):
         yield "A parameter is not valid text.", "Pass it as UTF-8."
-    if args.proxy is not None and not re.fullmatch(r"(https?|socks5h?)://([^/@]*@)?[\w.\[\]:-]+/?", args.proxy):
+    if args.proxy is not None and not re.fullmatch(r"(https?|socks5h?)://([^/@]*@)?[\w.\[\]:-]+/?", str(args.proxy)):
         yield "The proxy is not an address such as http://127.0.0.1:7890.", "Correct the proxy."
 
 
@@ -630,7 +638,7 @@ def bytes_of(path: PathLike, what: str, hint: str) -> Iterator[bytes]:
     heed_stop()
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("it is not a file")
+            raise OSError("it is not a file")
         with open(path, "rb") as file:
             yield file.read()
     except (OSError, ValueError) as exc:
@@ -671,7 +679,7 @@ def maybe_resize(path: PathLike, max_dim: int = REFERENCE_EDGES_PX[0], max_bytes
 
 
 def fit_mask(path: PathLike | None, references: Sequence[Reference]) -> Reference | None:
-    """A mask at the size of the first reference, byte for byte when it has that size already; None without a mask."""
+    """A mask at the size of the first reference, byte for byte when it fits as it is; None without a mask."""
     if path is None:
         return None
     from PIL import Image
@@ -818,7 +826,7 @@ def read_answer(
         fault = f"The gateway's picture{task} cannot be had: {one_line('; '.join(faults), 900)}."
         raise ResponseError(fault, salvage=salvage, image_url=next(iter(links), None))
     if len(pictures) < args.n:
-        log.warning("the gateway made %d of the %d images asked for %s", len(pictures), args.n, " ".join(links))
+        log.warning("the gateway made %d of the %s", len(pictures), " ".join([f"{args.n} images asked for", *links]))
     usage = (tree.get("usage") or tree.get("usageMetadata")) if isinstance(tree, dict) else None
     return pictures, usage if isinstance(usage, dict) else {}
 
@@ -929,7 +937,8 @@ def watched(pool: Any) -> Any:
 class Exchange(threading.Thread):
     """One HTTP request on a thread of its own, so that no silent, trickling or endless server outlasts its deadline."""
 
-    status, fault = 0, ""  # why the answer ended early, "" when it is whole
+    status = 0  # none has arrived yet
+    fault = ""  # why the answer ended early, "" when it is whole
     headers: Mapping[str, str] = {}
 
     def __init__(self, url: str, args: Args, deadline: float, **content: Any) -> None:
@@ -964,7 +973,7 @@ class Exchange(threading.Thread):
                 raise Interrupted("Interrupted.")
         host = self.url.partition("//")[2].partition("/")[0]
         if not self.sockets:
-            hint = "Check the network, the base URL and the proxy; nothing was billed."
+            hint = "Check the network, the base URL, the proxy and the timeout; nothing was billed."
             facts = {"billed": "no", "retryable": not re.search("TLS|SOCKS|CA bundle", self.fault)}
             raise UnavailableError(f"{host} cannot be reached: {self.fault}.", hint, **facts)
         if not self.status:
@@ -1062,7 +1071,7 @@ def fetch(url: str, key: str, args: Args, rest_s: float) -> bytes:
 
 
 def prove_writable(output: PathLike | None, family: str | None) -> Place:
-    """Make sure, before money is spent, that a picture can be stored; returns where and as what."""
+    """Make sure, before money is spent, that a picture can be stored; returns where and as what; raises UsageError."""
     given = os.path.expanduser(os.fspath(output)) if output is not None else "./"
     unique = not os.path.basename(given) or os.path.isdir(given)
     name = f"output-{int(time.time())}.{'png' if family == 'openai' else 'jpeg'}"
@@ -1158,7 +1167,10 @@ def keep_elsewhere(data: bytes) -> str | None:
 
 
 def save_all(pictures: Sequence[Picture], place: Place) -> list[tuple[str, Picture]]:
-    """Store the pictures, the second as -2 and so on, or else keep them elsewhere; returns what lies where."""
+    """Store the pictures, the second as -2 and so on; returns what lies where.
+
+    raises: SaveError when one had to be kept elsewhere, ResponseError when one is too small to be real
+    """
     saved, kept, fault, link = [], [], "", None
     for number, picture in enumerate(pictures, 1):
         try:
@@ -1202,7 +1214,7 @@ def generate_image(prompt: str, model: str = DEFAULT_MODEL, aspect_ratio: str | 
                    output_path: PathLike | None = None, **options: Any) -> Path:  # fmt: skip
     """Make a picture and save it; returns its absolute path (with n > 1 that of the first; the next are -2, -3).
 
-    options: api_key, base_url, and the other fields of `Args`: size, n, mask, params, timeout (s), attempts, proxy …
+    options: api_key, base_url, and the rest of `Args`: size, n, mask, params, timeout (s), attempts, proxy …
     raises: ImageGenError, a subclass for each kind of failure; TypeError for an argument that there is not
     """
     target = load_target(options.pop("api_key", None), options.pop("base_url", None))
@@ -1216,14 +1228,14 @@ def generate_openai(prompt: str, model: str, size: str | None = DEFAULT_SIZE, n:
                     base_url: str | None = None, **options: Any) -> Generation:  # fmt: skip
     """Make pictures with an openai model, unsaved: `image, usage = generate_openai(…)`; see `generate_image`."""
     size = None if options.get("aspect_ratio") and size == DEFAULT_SIZE else size  # a default gives way
-    args = Args(prompt, model, "openai", size=size, n=n, reference_images=ref_images, **options)
+    args = Args(prompt, model, "openai", size=size, n=n, reference_images=ref_images, output=None, **options)
     return run(validate_args(args), load_target(api_key, base_url), save=False)
 
 
 def generate_gemini(prompt: str, model: str = DEFAULT_MODEL, ref_images: Sequence[PathLike] = (),
                     api_key: str | None = None, base_url: str | None = None, **options: Any) -> Generation:  # fmt: skip
     """Make a picture with a gemini model, unsaved: `image, usage = generate_gemini(…)`; see `generate_image`."""
-    args = Args(prompt, model, "gemini", reference_images=ref_images, **options)
+    args = Args(prompt, model, "gemini", reference_images=ref_images, output=None, **options)
     return run(validate_args(args), load_target(api_key, base_url), save=False)
 
 
@@ -1314,7 +1326,11 @@ def call_once(
 
     def fetch_picture(link: str, waiting: int) -> Picture:  # one silent server must leave time for the other pictures
         url = str(redact(urljoin(target.url, link), [target.key]))
-        return read_picture(fetch(url, target.key, args, (deadline - time.monotonic()) / waiting), url)
+        data = fetch(url, target.key, args, (deadline - time.monotonic()) / waiting)
+        try:
+            return read_picture(data, url)
+        except ValueError as exc:
+            raise ResponseError(f"{one_line(url)} holds no picture: {exc}", image_url=url) from None
 
     deadline = time.monotonic() + args.timeout
     call = build_call(args, target.url, references, mask)
@@ -1358,7 +1374,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message[:1].upper() + message[1:] + ".", "See --help.")
 
 
-def number(text: str) -> Any:
+def read_number(text: str) -> Any:
     """A number, or the text itself, for validation to name."""
     return int(text) if re.fullmatch(r"-?\d{1,9}", text, re.A) else float(text) if "." in text else text
 
@@ -1368,7 +1384,9 @@ def read_prompt(path: str) -> str:
         with open(0 if path == "-" else os.path.expanduser(path), encoding="utf-8-sig", newline="") as file:
             return file.read(2 * MAX_PROMPT_CHARS).rstrip("\r\n")
     except (OSError, ValueError) as exc:
-        raise UsageError(f"The prompt file {path!r} cannot be read: {reason(exc)}.", "Give a UTF-8 text.") from None
+        raise UsageError(
+            f"The prompt file {path!r} cannot be read: {reason(exc)}.", "Give the path of a UTF-8 text."
+        ) from None
 
 
 def read_param(text: str) -> tuple[str, Any]:
@@ -1395,15 +1413,23 @@ def build_parser() -> Parser:
     flag("--aspect-ratio", metavar="R", help=" ".join(OPENAI_SIZE_BY_RATIO))
     flag("--size", metavar="WxH", help=f"openai; wins over --aspect-ratio; default: the ratio's, else {DEFAULT_SIZE}")
     flag("--negative-prompt", metavar="TEXT", help="what to avoid; appended to the prompt")
-    flag("--n", metavar="N", type=number, default=1, help="openai: how many images, 1 to 10, all saved")
+    flag("--n", metavar="N", type=read_number, default=1, help="openai: how many images, 1 to 10, all saved")
     flag("--reference-image", metavar="PATH", dest="reference_images", action="append", default=[],
-         help="repeatable; gemini at most 9, openai 16")  # fmt: skip
+         help="repeatable; how many depends on the model: see --list-models")  # fmt: skip
     flag("--mask", metavar="PATH", help="openai: PNG with alpha, of the first reference's pixel size")
     flag("--param", metavar="KEY=VALUE", dest="params", action="append", default=[], type=read_param,
          help="repeatable; extra request field, JSON or text")  # fmt: skip
     flag("--output", metavar="PATH", help="file or folder; default: ./output-<time>.png (openai) or .jpeg (gemini)")
-    flag("--timeout", metavar="SECONDS", type=number, default=TIMEOUT_S, help="for one attempt; default: %(default)g")
-    flag("--attempts", metavar="N", type=number, default=3, help="image-to-image only, 1 to 5; default: %(default)s")
+    flag(
+        "--timeout",
+        metavar="SECONDS",
+        type=read_number,
+        default=TIMEOUT_S,
+        help="for one attempt; default: %(default)g",
+    )
+    flag(
+        "--attempts", metavar="N", type=read_number, default=3, help="image-to-image only, 1 to 5; default: %(default)s"
+    )
     flag("--proxy", metavar="URL", help="the only way to a proxy: the environment's proxy variables are ignored")
     flag("--json", action="store_true", help="exactly one JSON object on standard output, success or failure")
     flag("--dry-run", action="store_true", help="check everything and show the request, send nothing")
@@ -1420,6 +1446,11 @@ def read_args(options: argparse.Namespace) -> Args:
         raise UsageError("There is no prompt.", "Add --prompt or --prompt-file.")
     fields = {name: getattr(options, name) for name in Args._fields}
     return validate_args(Args(**{**fields, "params": dict(options.params)}))
+
+
+def aligned(rows: Sequence[Sequence[object]]) -> list[str]:
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows)]
+    return ["  ".join(str(cell).ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
 def act_generate(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
@@ -1451,9 +1482,10 @@ def act_dry_run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]
 
 
 def act_list_models(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    head = ["model", "family", "CNY/image", "references", "typical", "sizes"]
-    rows = [[m.name, m.family, f"{m.price_cny:.2f}", m.max_references, m.typical, m.sizes or "-"] for m in CATALOGUE]
-    return {"models": [model._asdict() for model in CATALOGUE]}, aligned([head, *rows])
+    head = ["model", "family", "CNY/image", "references", "per call", "typical", "sizes"]
+    rows = [[*model[:2], f"{model.price_cny:.2f}", *model[3:6], model.sizes or "-"] for model in CATALOGUE]
+    models = [{**model._asdict(), "sizes": model.sizes.split()} for model in CATALOGUE]
+    return {"models": models}, aligned([head, *rows])
 
 
 def act_check(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
@@ -1483,9 +1515,13 @@ def act_check(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
             classify_response_error("", tree)
         facts.update(accepted=True, models=len(models))
     except RejectedError as error:
-        log.warning("whether the key is accepted cannot be told: %s", redact(str(error), [target.key]))
+        log.warning(
+            "whether the key is accepted cannot be told (most base URLs end in /v1): %s",
+            redact(error.message, [target.key]),
+        )
     except ImageGenError as error:
-        error.billed, facts["accepted"] = "no", False if isinstance(error, AuthError) else None
+        error.billed, error.hint = "no", "Correct the key, the base URL or the proxy, or ask again: asking is free."
+        facts["accepted"] = False if isinstance(error, AuthError) else None
         log.info("%s", "\n".join(table()))
         raise
     return facts, table()
@@ -1494,9 +1530,14 @@ def act_check(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 ACTIONS = {"list_models": act_list_models, "check": act_check, "dry_run": act_dry_run}
 
 
-def aligned(rows: Sequence[Sequence[object]]) -> list[str]:
-    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows)]
-    return ["  ".join(str(cell).ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+def put(stream: Any, text: str) -> None:
+    """Write, with escapes for what the stream cannot hold; a closed or broken one is no reason to lose a picture."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:
+            stream.write(text.encode("ascii", "backslashreplace").decode())
+        stream.flush()
 
 
 class Console(logging.Handler):
@@ -1530,21 +1571,8 @@ class Console(logging.Handler):
 
     def write(self, text: str, waiting: str = "") -> None:
         """Text in place of the live line, if there is one; it stays the live line when something is waited for."""
-        with contextlib.suppress(OSError, ValueError):  # a closed or broken stderr is no reason to lose a picture
-            if sys.stderr:
-                sys.stderr.write("\r\x1b[K" * bool(self.waiting) + redact(text, self.keys))
-                sys.stderr.flush()
+        put(sys.stderr, "\r\x1b[K" * bool(self.waiting) + redact(text, self.keys))
         self.waiting = waiting
-
-
-def print_out(lines: Sequence[str]) -> None:
-    """Lines to standard output, with escapes for what it cannot hold."""
-    text = "".join(f"{line}\n" for line in lines)
-    with contextlib.suppress(OSError, ValueError):  # closed or broken: the picture is there for all that
-        try:
-            print(text, end="", flush=True)
-        except UnicodeEncodeError:
-            print(text.encode("ascii", "backslashreplace").decode(), end="", flush=True)
 
 
 class Command(threading.Thread):
@@ -1602,11 +1630,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if error and error.hint == ONBOARDING:
         console.write(ONBOARDING + "\n")
     else:
-        console.say(f"error: {error.message}\n{error.hint}" if error else "")
+        console.say(f"error: {error.message}\n{error.hint}" if error else "")  # even nothing wipes the live line away
     if "--json" in argv and (facts or error):
         outcome: dict[str, Any] = {"ok": False, "error": error.as_json()} if error else {"ok": True, **facts}
         lines = [json.dumps(redact({**outcome, "warnings": console.warnings}, console.keys))]
-    print_out(lines)
+    put(sys.stdout, "".join(f"{line}\n" for line in lines))
     return error.exit_code if error else 0
 
 
@@ -1624,8 +1652,8 @@ def own_the_process() -> None:
 
             raise SystemExit(subprocess.call([python, *sys.argv]))
         os.execv(python, [python, *sys.argv])
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: SIGNALLED.append(True))
+    for caught in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(caught, lambda *_: SIGNALLED.append(True))
 
 
 if __name__ == "__main__":
