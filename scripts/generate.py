@@ -236,15 +236,18 @@ EXTENSIONS = {".png": "PNG", ".jpeg": "JPEG", ".jpg": "JPEG"}  # those that are 
 # Gateways' documentation and issue threads, November 2026. Gemini's RESOURCE_EXHAUSTED speaks of quota but passes by
 # itself, so it comes first; a code that stays true on a second try outranks a 5xx.
 REFUSAL = (
-    r"(?i)moderation|(content|usage)[ _]?(polic|filter)|policy_violation|safety(?!_id)|(?<!case.)sensitive|nsfw"
+    r"(?i)(?<!['\"])moderation|(content|usage)[ _]?(polic|filter)|policy_violation|safety(?!_id)|nsfw"
     r"|prohibited_|prompt_?blocked|blocklist|inappropriate|spii|recitation|data_inspection|敏感|违规"
+    r"|(?<!case.)sensitive|(input|prompt|request|image) was flagged"
 )
 MEANINGS = (
     # error, may pass by itself, status, codes and sentence
     (QuotaError, True, "", r"resource_exhausted|rate[ _]limit|too_many_requests|throttl"),
-    (QuotaError, False, "", r"insufficient_|(insufficient|not enough|no) (\w+ )?(balance|credit|quota|funds)|overdue"
-                            r"|out of credit|no_credit|credits?_(exhausted|depleted)|quota_(failed|not_enough)|arrear"
-                            r"|billing_|balance_|payment_|budget_|balance is too|余额不足|额度不足|额度已用尽|欠费"),
+    (QuotaError, False, "", r"insufficient_(?!permission|scope)|overdue|free_tier_only|exceeded_current_quota|no_credit"
+                            r"|(insufficient|enough|no|exhausted|any|available) (\w+ )?(balance|credits?|quota|funds)\b"
+                            r"(?! were)|out of credit|credits?_(exhausted|depleted)|quota_(failed|not_enough)|arrear"
+                            r"|(billing|balance|payment|budget)_|balance is (too|insuff)"
+                            r"|(余额|额度)不足|额度已用尽|欠费"),
     (RefusedError, False, "", REFUSAL),
     (AuthError, False, "(?!429)", r"api_?key|(invalid|incorrect) api key|api key not valid|invalid_token"
                                   r"|no_db_connection|authentication_|_authentication|unauthori[sz]ed|unauthenticated"),
@@ -288,8 +291,9 @@ BASE64 = r"[A-Za-z0-9_+/%-]{56}[A-Za-z0-9_+/%\r\n\t -]*={0,2}"
 LOOSE_BASE64 = r"(?:base64,|\A)\s*([A-Za-z0-9_+/%\r\n\t -]{56,}={0,2})"  # with blanks even in its first letters
 LINK = (  # in markdown, in HTML, bare, or the only word of its text
     r"(?i)(?:!?\[[^][]*\]\(\s*<?|<img\b[^<>]*?\bsrc=[\"']?|(?=https?://)|\A(?=\S+\Z))"
-    r"((?:\w+:/|/|[\w.-]+[/.])[^\s\"'<>)\]]+)"
+    r"((?:\w+:/|/|[\w.-]+[/.])[^\s\"'<>)\]`、。，；：！？）】」]+)"
 )
+WHOLE_LINK = r"(?i)https?://[^\s<>]+(?: (?!https?:)[^\s<>]+)*(?<![.,;:!?*])"  # with blanks, brackets, quotes in it
 PICTURE_LINK = r"(?i)^(\[?!|<)|^\[[^\]]*(image|picture|photo|download|图|下载)|\.(png|jpe?g|webp|gif|avif)\b"
 
 # Required word for word, see the specification's section Onboarding.
@@ -326,28 +330,33 @@ def mask_key(key: str) -> str:
     return key[: min(8, len(key) // 2)] + "…"
 
 
-def redact(value: Any, keys: Sequence[str]) -> Any:
+def redact(value: Any, keys: Sequence[str], public: str = "") -> Any:
     """Blot every trace of the keys out of a text, or out of all texts of a JSON tree.
 
     Gateways echo keys whole, masked in the middle, encoded or split over two fields: any 8 characters in a row count,
-    except the first 8 standing alone, which `mask_key` shows.
+    except the first 8 standing alone, which `mask_key` shows, and what stands in a public text, too: the key "test" is
+    no secret beside the output test/cup.png, which has to be told.
     """
     if isinstance(value, dict):
-        return {redact(name, keys): redact(item, keys) for name, item in value.items()}
+        return {redact(name, keys, public): redact(item, keys, public) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [redact(item, keys) for item in value]
+        return [redact(item, keys, public) for item in value]
     if not isinstance(value, str):
         return value
     forms = []
     for key in keys:
         raw = key.encode("utf-8", "surrogateescape")
         forms += [key, raw.hex()]
+        public = (
+            public.replace(key, "") if len(key) > 7 else public
+        )  # a URL or a path that holds it whole hides nothing
         for shift in range(3):  # base64 depends on where the key stands, and its ends on what stands beside it
             for encode in (base64.b64encode, base64.urlsafe_b64encode):
                 forms.append(encode(b"\0" * shift + raw)[4 if shift else 0 : -4].decode("ascii"))
     pieces = {form[i : i + 8 + (not i)].lower() for form in filter(None, forms) for i in range(max(1, len(form) - 7))}
     coded = r"(?i)(?:%(?:25)*|\\+(?:u00|x)|(&#x0*))([0-7][0-9a-f])(?(1);)|&#0*(\d{2,3});"  # in a URL, JSON or HTML
     plain = re.sub(coded, lambda match: chr(int(match[2], 16) if match[2] else int(match[3])), value)
+    pieces = {piece for piece in pieces if piece not in public.lower()}
     if not any(map(plain.lower().__contains__, pieces)):
         return value
     return re.sub(rf"(?is)(?:(?={'|'.join(map(re.escape, pieces))}).)+.{{,7}}", "[key]", plain)
@@ -762,7 +771,9 @@ def find_links(path: Sequence[Any], text: str) -> Iterator[str]:
     for match in re.finditer(LINK, text):
         likely = re.search(PICTURE_LINK, match[0]) or (match[0] == text and re.match(whole, text, re.I))
         if likely and match[1].isprintable():
-            yield match[1].rstrip(".,;:!?、。，；：！？）】」")
+            yield match[1].rstrip(".,;:!?*").replace("&amp;", "&")
+    if re.search(LINK_KEYS, str(path)) and re.fullmatch(WHOLE_LINK, text):
+        yield text
 
 
 def find_images(tree: Any) -> Iterator[Find]:
@@ -774,9 +785,14 @@ def find_images(tree: Any) -> Iterator[Find]:
             if found := list(filter(None, map(decode_base64, re.findall(pattern, text)))):
                 break
         yield from (Find(path, data, "") for data in found)
-        if not found and not re.search(CANNOT, text := text[:8000].strip()):
-            for link in dict.fromkeys(find_links(path, text)):  # an avatar may be what was asked for: the last choice
-                yield Find((*path, "icon") if re.search(AVATAR, link) else path, b"", link)
+        text = text.strip()
+        text = text[:8000] + text[8000:][-8000:]  # a link may stand behind long thoughts
+        for link in dict.fromkeys(find_links(path, text) if not found else ()):
+            before = text.partition(link)[0]
+            avatar = re.search(AVATAR, before[-30:] + link)  # it may be what was asked for: the last choice
+            spoken = re.sub('"[^"]*"|<think>.*?</think>', "", text if avatar else before, flags=re.S)
+            if not re.search(CANNOT, spoken[:300]):  # a refusal comes first, before its link
+                yield Find((*path, "icon") if avatar else path, b"", link)
 
 
 def choose_results(finds: Sequence[Find], family: str) -> list[list[list[Find]]]:
@@ -791,7 +807,10 @@ def choose_results(finds: Sequence[Find], family: str) -> list[list[list[Find]]]
         depth = max((i for i, step in enumerate(path, 1) if str(step).isdigit()), default=0)
         top = "" if not path or str(path[0]).isdigit() else path[0]
         readings.setdefault(top, {}).setdefault(path[:depth], []).insert(0, find)
-    ordered = [[sorted(group, key=lambda find: not find.data) for group in each.values()] for each in readings.values()]
+    ordered = [
+        [sorted(group, key=lambda find: (not find.data, "/" not in find.link)) for group in each.values()]
+        for each in readings.values()
+    ]
     return sorted(ordered, key=lambda groups: not any(group[0].data for group in groups))
 
 
@@ -827,8 +846,17 @@ def read_answer(
         raise ResponseError(fault, salvage=salvage, image_url=next(iter(links), None))
     if len(pictures) < args.n:
         log.warning("the gateway made %d of the %s", len(pictures), " ".join([f"{args.n} images asked for", *links]))
-    usage = (tree.get("usage") or tree.get("usageMetadata")) if isinstance(tree, dict) else None
-    return pictures, usage if isinstance(usage, dict) else {}
+    if faults and args.family == "gemini":
+        log.warning("the last picture cannot be had, and an earlier one is taken: %s", "; ".join(faults))
+    return pictures, find_usage(tree)
+
+
+def find_usage(tree: Any, depth: int = 4) -> dict[str, Any]:
+    """The numbers of tokens that a gateway states, at the top or near it; the last ones of a stream."""
+    items = list(tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ())
+    own = [tree.get("usage"), tree.get("usageMetadata")] if isinstance(tree, dict) else []
+    below = (find_usage(item, depth - 1) for item in reversed(items) if depth and isinstance(item, (dict, list)))
+    return next((usage for usage in itertools.chain(own, below) if usage and isinstance(usage, dict)), {})
 
 
 def refusal_in(tree: Any) -> str:
@@ -859,7 +887,7 @@ def gateway_error(status: int, body: Any, headers: Mapping[str, str] = {}) -> Im
     """
     tree = parse_body(body)
     texts = texts_under(tree, "|((error|status)_?)?(message|msg)")
-    texts = texts or texts_under(tree, r"detail|error(_description)?|title|\d+")
+    texts = texts or texts_under(tree, r"detail|(error_)?description|error|title|\d+")
     places = ".".join(text for path, text in walk(tree, 1000) if "loc" in path)
     message = one_line(": ".join(filter(None, [places, *texts[:1]])))
     words = texts_under(tree, "(error_?)?code|reason") + texts_under(tree, "type|status|error")  # best ones first
@@ -900,7 +928,8 @@ def classify_response_error(family: str, body: Any) -> NoReturn:
     """Raise the ImageGenError of a successful answer without a picture; the body is bytes, text or a JSON tree."""
     tree, told = parse_body(body), list[object]()
     for path, text in walk(tree, 10_000):  # what the gateway says of itself: not the model's words, nor other attempts'
-        if not path or re.match(r"(?i)(\w+\.)?error|\w+$", ".".join(step for step in path if isinstance(step, str))):
+        place = ".".join(step for step in path if isinstance(step, str))
+        if not path or re.match(r"(?i)(\w+\.)?error|((base_resp|output)\.)?\w+$", place):
             told.append({path[-1]: text} if path else text)
     stated = [int(text) for text in texts_under(told, "code|status") if re.fullmatch("[45][0-9][0-9]", text)]
     error = gateway_error(stated[0] if stated else 200, told)
@@ -909,12 +938,15 @@ def classify_response_error(family: str, body: Any) -> NoReturn:
     if refusal := refusal_in(tree):
         raise RefusedError(f"The model refused: {one_line(refusal)}.")
     ids = task_ids(tree)
-    texts = texts_under(tree, "|content|text|message|msg|detail|error") or texts_under(tree, "finish_?reason|result")
+    texts = texts_under(tree, "|content|text|((task_)?status_)?(message|msg)|detail|error")
+    texts = texts or texts_under(tree, "finish_?reason|result|description")
     held = f"no image but the unfinished task {one_line(ids[0])}" if ids else "no image"
     said = f": {one_line(' '.join(texts))}" if texts else ""
     hint = "Check the base URL: most end in /v1." if texts and texts[0].startswith("<") else ""
     hint = "Ask the gateway for that task's result; only answers that hold the image are read here." if ids else hint
-    raise ResponseError(f"The answer holds {held}{said}".rstrip(".") + ".", hint)
+    talk = " ".join(text for path, text in walk(tree, 10_000) if not re.search(IGNORED_KEYS, str(path)))
+    link = not talk.startswith("<") and re.search(r"(?i)https?://[^\s\"'<>)\]`]+", talk)  # it may be the paid picture
+    raise ResponseError(f"The answer holds {held}{said}".rstrip(".") + ".", hint, image_url=link[0] if link else None)
 
 
 # --- Wire: the only code that opens sockets ---
@@ -924,13 +956,21 @@ def classify_response_error(family: str, body: Any) -> NoReturn:
 def watched(pool: Any) -> Any:
     """A class of urllib3's connection pools whose connections hand their sockets to the Exchange that makes them."""
 
+    from http.client import HTTPResponse, parse_headers
+
+    class Response(HTTPResponse):
+        def _read_status(self) -> Any:  # http.client passes over no interim answer but 100
+            while (line := super()._read_status())[1] in (102, 103):  # type: ignore[misc]
+                parse_headers(self.fp)
+            return line
+
     def connect(connection: Any) -> None:
         pool.ConnectionCls.connect(connection)
         exchange: Any = threading.current_thread()
         connection.sock.settimeout(exchange.args.timeout)  # a long upload may take more than the time for connecting
         exchange.sockets.append(connection.sock)
 
-    connection_class = type("Connection", (pool.ConnectionCls,), {"connect": connect})
+    connection_class = type("Connection", (pool.ConnectionCls,), {"connect": connect, "response_class": Response})
     return type(pool.__name__, (pool,), {"ConnectionCls": connection_class})
 
 
@@ -944,7 +984,7 @@ class Exchange(threading.Thread):
     def __init__(self, url: str, args: Args, deadline: float, **content: Any) -> None:
         super().__init__(daemon=True)
         self.url, self.args, self.deadline, self.content = url, args, deadline, content
-        self.received, self.limit_bytes = bytearray(), MAX_ANSWER_BYTES * args.n
+        self.received, self.limit_bytes = bytearray(), MAX_ANSWER_BYTES * max(args.n, 3)  # drafts come along
         self.sockets: list[Any] = []
 
     def answer(self) -> Exchange:
@@ -980,8 +1020,16 @@ class Exchange(threading.Thread):
             late = self.fault == TIME_IS_OVER
             hint = "Allow more with --timeout; this may have been billed." if late else ""
             raise UnavailableError(f"{host} gave no answer: {self.fault}.", hint, timed_out=late)
-        with contextlib.suppress(zlib.error):  # gzip, declared or not, up to the limit and as far as it is whole
-            self.received = bytearray(zlib.decompressobj(31).decompress(self.received, self.limit_bytes))
+        packed: bytes | bytearray = self.received
+        plain = bytearray()
+        with contextlib.suppress(
+            zlib.error
+        ):  # gzip or zlib, declared or not, up to the limit and as far as it is whole
+            while packed and len(plain) < self.limit_bytes:
+                member = zlib.decompressobj(47)
+                plain += member.decompress(packed, self.limit_bytes - len(plain))
+                packed = member.unused_data
+        self.received = plain or self.received
         return self
 
     def run(self) -> None:
@@ -1041,10 +1089,15 @@ def send(call: Call, target: Target, args: Args, deadline: float) -> Exchange:
     return answer
 
 
-def fetch(url: str, key: str, args: Args, rest_s: float) -> bytes:
-    """The bytes behind a result's link, in several tries: they cost nothing. The key does not go along, in no part."""
+def join_link(base: str, link: str, key: str) -> str:
+    """The whole address of a link found at another, without the key; one of under 8 letters is a word like others."""
     from urllib.parse import urljoin
 
+    return str(redact(urljoin(base, link), [key] if len(key) > 7 else [], base))
+
+
+def fetch(url: str, key: str, args: Args, rest_s: float) -> bytes:
+    """The bytes behind a result's link, in several tries: they cost nothing. The key does not go along, in no part."""
     log.info("fetching the picture from %s", one_line(url))
     deadline, fault = time.monotonic() + rest_s, TIME_IS_OVER
     for tries, wait_s in zip(range(FETCH_TRIES, 0, -1), (*RETRY_WAITS_S[: FETCH_TRIES - 1], 0.0)):
@@ -1056,7 +1109,8 @@ def fetch(url: str, key: str, args: Args, rest_s: float) -> bytes:
                 answer = Exchange(place, args, now + (deadline - now) / tries).answer()
                 if not 300 <= answer.status < 400:
                     break
-                place = redact(urljoin(place, answer.headers.get("location", "")), [key])
+                location = answer.headers.get("location", "").encode("latin-1", "replace").decode("utf-8", "replace")
+                place = join_link(place, location, key)
             if answer.status == 200 and not answer.fault:
                 return bytes(answer.received)
             fault = f"the server answered {answer.status} {answer.fault}".strip()
@@ -1296,7 +1350,7 @@ def call_with_retries(args: Args, target: Target, references: list[Reference], m
             return call_once(args, target, references, mask, attempt)
         except ImageGenError as error:
             for name in ("message", "hint", "image_url"):
-                setattr(error, name, redact(getattr(error, name), [target.key]))
+                setattr(error, name, redact(getattr(error, name), [target.key], target.url))
             billed.append(error.billed)
             salvage = max(salvage, error.salvage, key=len)
             if attempt == attempts or not error.retryable:
@@ -1322,10 +1376,8 @@ def call_with_retries(args: Args, target: Target, references: list[Reference], m
 def call_once(
     args: Args, target: Target, references: Sequence[Reference], mask: Reference | None, attempt: int
 ) -> Generation:
-    from urllib.parse import urljoin
-
     def fetch_picture(link: str, waiting: int) -> Picture:  # one silent server must leave time for the other pictures
-        url = str(redact(urljoin(target.url, link), [target.key]))
+        url = join_link(target.url, link, target.key)
         data = fetch(url, target.key, args, (deadline - time.monotonic()) / waiting)
         try:
             return read_picture(data, url)
@@ -1581,7 +1633,8 @@ class Command(threading.Thread):
     def __init__(self, argv: Sequence[str], console: Console) -> None:
         super().__init__(daemon=True)
         self.argv, self.console, self.grace_s = argv, console, 0.0
-        self.facts, self.lines = dict[str, object](), list[str]()
+        self.facts: dict[str, Any] = {}
+        self.lines: list[str] = []
         self.error: ImageGenError | None = Interrupted("Interrupted.", "Nothing was sent.", billed="no")
 
     def run(self) -> None:
@@ -1633,7 +1686,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.say(f"error: {error.message}\n{error.hint}" if error else "")  # even nothing wipes the live line away
     if "--json" in argv and (facts or error):
         outcome: dict[str, Any] = {"ok": False, "error": error.as_json()} if error else {"ok": True, **facts}
-        lines = [json.dumps(redact({**outcome, "warnings": console.warnings}, console.keys))]
+        public = " ".join([*facts.get("paths", []), facts.get("base_url", "")])
+        lines = [json.dumps(redact({**outcome, "warnings": console.warnings}, console.keys, public))]
     put(sys.stdout, "".join(f"{line}\n" for line in lines))
     return error.exit_code if error else 0
 

@@ -10,7 +10,7 @@ import logging
 import zlib
 from pathlib import Path
 from typing import Any, Callable
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import generate
 import pytest
@@ -172,6 +172,13 @@ CHAT: dict[str, SCRIPTED] = {
     "text: JSON": lambda s: chat(dumped({"image": b64(FINAL), "note": "done"})),
     "text: JSON with a link": lambda s: chat(dumped({"image_url": s.link(FINAL)})),
     "text: JSON in a code fence": lambda s: chat(f"```json\n{dumped({'image_url': s.link(FINAL)}, indent=2)}\n```"),
+    "text: Chinese goes on": lambda s: chat(f"图片已生成：{s.link(FINAL)}，有效期24小时"),
+    "text: Chinese brackets": lambda s: chat(f"图片（{s.link(FINAL)}）已生成"),
+    "text: as code": lambda s: chat(f"`{s.link(FINAL)}`"),
+    "text: bold": lambda s: chat(f"**{s.link(FINAL)}**"),
+    "text: long thoughts": lambda s: chat(f"<think>I can't draw it. {'Hm. ' * 4000}</think>{markdown(s.link(FINAL))}"),
+    "text: the prompt again": lambda s: chat(f'{{"prompt": "I CAN\'T MAKE IT UP"}} done.\n{markdown(s.link(FINAL))}'),
+    "text: a caveat": lambda s: chat(f"{markdown(s.link(FINAL))}\nI was unable to draw the logo exactly."),
     "text: a path in markdown": lambda s: chat(markdown(s.path(FINAL))),
     "text: no scheme": lambda s: chat(markdown(s.link(FINAL)[len("http:") :])),
     "tool call": lambda s: chat(None, tool_calls=[{"function": {"arguments": dumped({"url": s.link(FINAL)})}}]),
@@ -256,6 +263,11 @@ IMAGES: dict[str, SCRIPTED] = {
     "path without a slash": lambda s: listing({"url": s.path(FINAL)[1:]}),
     "no scheme": lambda s: listing({"url": s.link(FINAL)[len("http:") :]}),
     "scheme in capitals": lambda s: listing({"url": "HTTP" + s.link(FINAL)[len("http") :]}),
+    "link with blanks, brackets and a quote": lambda s: listing(
+        {"url": unquote(s.link(FINAL, quote("a (1) [o'k].png", safe="()'")))}
+    ),
+    "link with a bracket in its query": lambda s: listing({"url": s.link(FINAL) + "?sig=a)b"}),
+    "link after an internal file name": lambda s: listing({"url": s.link(FINAL, "5f3a"), "file_name": "z1_abc.png"}),
     "link between blanks": lambda s: listing({"url": f"  {s.link(FINAL)}\n"}),
     "link with letters beyond ASCII": lambda s: listing(
         {"url": s.link(FINAL, quote("苹果.png")).replace(quote("苹果"), "苹果")}
@@ -364,6 +376,8 @@ IMAGES: dict[str, SCRIPTED] = {
 ENVELOPES: dict[str, SCRIPTED] = {  # the whole body, of either family
     "bytes": lambda s: FINAL,
     "bytes in gzip": lambda s: gzip.compress(FINAL),
+    "gzip in two members": lambda s: gzip.compress(FINAL[:900]) + gzip.compress(FINAL[900:]),
+    "zlib": lambda s: zlib.compress(FINAL),
     "base64": lambda s: b64(FINAL),
     "base64 in lines": lambda s: lines(b64(FINAL), 64, "\r\n") + "\r\n",
     "base64 as JSON": lambda s: dumped(b64(FINAL)),
@@ -698,6 +712,12 @@ def test_both_forms_of_a_picture_are_one_file(gateway: Gateway, run: Callable[..
         pytest.param({"data": [{"b64_json": b64(FINAL)}], "usage": [1, 2]}, {}, id="a list"),
         pytest.param({"data": [{"b64_json": b64(FINAL)}], "usage": "4212"}, {}, id="a text"),
         pytest.param([{"b64_json": b64(FINAL)}], {}, id="no object"),
+        pytest.param({"data": listing({"b64_json": b64(FINAL)})}, USAGE, id="below data"),
+        pytest.param({"response": native(inline(FINAL)), "traceId": "7f"}, USAGE, id="below response"),
+        pytest.param(
+            stream(delta(data_url(FINAL)), {"choices": [], "usage": USAGE}), USAGE, id="a stream's last event"
+        ),
+        pytest.param(stream({"usage": {"total_tokens": 1}}, chat(data_url(FINAL))), USAGE, id="the last one counts"),
         pytest.param(FINAL, {}, id="bytes"),
     ],
 )
@@ -828,6 +848,52 @@ def test_status_of_an_answer_without_a_picture(gateway: Gateway, body: Any) -> N
     assert failure("openai", gateway, body).status == 200
 
 
+SIGNED = "https://gateway.example/v1/files/abc?sig=1"
+
+
+@pytest.mark.parametrize(
+    "body",
+    rows(
+        {
+            "in prose": chat(f"Here is your image: {SIGNED}"),
+            "in markdown": chat(f"Done. [View]({SIGNED})"),
+            "in HTML": chat(f'<a href="{SIGNED}">View</a>'),
+            "in a code fence": chat(f"```json\n{dumped({'image_url': SIGNED})}\n```"),
+            "in words that sound like a refusal": chat(f"I cannot make real logos, so here is ![one]({SIGNED})"),
+        }
+    ),
+)
+def test_link_that_is_not_known_to_be_a_picture_s_is_told(gateway: Gateway, body: Any) -> None:
+    assert failure("gemini", gateway, body).image_url == SIGNED
+
+
+def test_a_page_s_links_are_not_told(gateway: Gateway) -> None:
+    page = f"<html><script src='{gateway.origin}/app.js'></script></html>"
+    assert failure("gemini", gateway, page.encode()).image_url is None
+
+
+def test_an_escaped_link_is_fetched_with_its_whole_query(gateway: Gateway) -> None:
+    link = Shelf(gateway).link(FINAL)
+    assert ask("gemini", gateway, chat(f'<img src="{link}?a=1&amp;b=2"/>')).images == [FINAL]
+    assert [received.target for received in gateway.requests if received.method == "GET"][0].endswith("?a=1&b=2")
+
+
+def test_an_internal_file_name_is_not_fetched_before_the_link(gateway: Gateway) -> None:
+    """It is no address; a gateway that is silent on such a path would use up the time for the good link."""
+    link = Shelf(gateway).link(FINAL, "5f3a")
+    ask("openai", gateway, listing({"url": link, "file_name": "z1_abc.png"}))
+    assert [gateway.origin + path for path in fetched(gateway)] == [link]
+
+
+def test_a_draft_that_stands_in_for_the_lost_last_picture_is_told(
+    gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = gateway.origin + "/media/gone.png"
+    assert ask("gemini", gateway, chat(markdown(Shelf(gateway).link(DRAFT), gone))).images == [DRAFT]
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "an earlier one is taken" in warning and gone in warning
+
+
 @pytest.mark.parametrize("where", ["policy", "avatar"])
 def test_refusal_s_links_are_not_even_fetched(gateway: Gateway, where: str) -> None:
     link = Shelf(gateway).link(FINAL, f"{where}.png")
@@ -956,6 +1022,10 @@ def test_task_in_place_of_a_picture(gateway: Gateway, body: dict[str, Any]) -> N
     assert ("73" if "73" in dumped(body) else "7f3a-task") in error.message
 
 
+def minimax(code: int, message: str) -> dict[str, Any]:
+    return {"id": "x", "data": {}, "base_resp": {"status_code": code, "status_msg": message}}
+
+
 STATED: dict[str, tuple[Any, str, bool, str]] = {  # errors that come as a success: kind, retryable, words
     "429": ({"error": {"message": "Rate limit exceeded", "code": 429}}, "quota", True, "Rate limit exceeded"),
     "429 as a text": ({"error": {"message": "Slow down", "code": "429"}}, "quota", True, "Slow down"),
@@ -963,6 +1033,17 @@ STATED: dict[str, tuple[Any, str, bool, str]] = {  # errors that come as a succe
     "Google's": ({"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "Quota"}}, "quota", True, "Quota"),
     "no credit": ({"error": {"code": "insufficient_user_quota", "message": "额度不足"}}, "quota", False, "额度不足"),
     "no balance": ({"code": "INSUFFICIENT_BALANCE", "message": "Top up"}, "quota", False, "Top up"),
+    "MiniMax': no credit": (minimax(1008, "insufficient balance"), "quota", False, "insufficient balance"),
+    "MiniMax': too fast": (minimax(1002, "rate limit exceeded(RPM)"), "quota", True, "rate limit exceeded"),
+    "MiniMax': moderation": (minimax(1026, "input new_sensitive"), "refused", False, "new_sensitive"),
+    "MiniMax': a bad key": (minimax(2049, "invalid api key"), "auth", False, "invalid api key"),
+    "DashScope's": (
+        {"output": {"task_id": "8", "task_status": "FAILED", "code": "DataInspectionFailed", "message": "No."}},
+        "refused",
+        False,
+        "No.",
+    ),
+    "a description": ({"code": 24, "description": "可能包含敏感词"}, "refused", False, "可能包含敏感词"),
     "401": ({"error": {"message": "Who are you?", "code": 401}}, "auth", False, "Who are you?"),
     "a bad key": ({"error": {"message": "Nope", "code": "invalid_api_key"}}, "auth", False, "Nope"),
     "500": ({"error": {"message": "Boom", "code": 500}}, "unavailable", True, "Boom"),

@@ -436,6 +436,23 @@ def test_whole_picture_in_a_cut_gzip_is_saved(run: Run, gateway: Gateway, family
     Timed(run, family).is_saved()
 
 
+@both_families
+@pytest.mark.parametrize("status", ["100 Continue", "102 Processing", "103 Early Hints\r\nLink: </a.css>; rel=preload"])
+def test_an_interim_answer_is_passed_over(run: Run, gateway: Gateway, family: str, status: str) -> None:
+    """Taken for the answer, it would lose a paid picture, and with a reference two more."""
+    body = json.dumps(answer(family)).encode()
+    gateway.answer(Reply(raw=f"HTTP/1.1 {status}\r\n\r\n".encode() * 2 + head(len(body)) + body))
+    Timed(run, family).is_saved()
+
+
+@pytest.mark.usefixtures("small_limit")
+def test_drafts_may_be_as_large_as_the_picture(run: Run, gateway: Gateway) -> None:
+    """Cut off at the limit for one picture, the answer would end amid the last, and a draft be taken for it."""
+    draft = base64.b64encode(PICTURE + bytes(3_000_000)).decode()
+    gateway.answer(Reply(body=answer("gemini", f"{draft})\n![image](data:image/jpeg;base64,{ENCODED}")))
+    Timed(run, "gemini", timeout=60).is_saved()
+
+
 @pytest.mark.usefixtures("small_limit")
 @both_families
 def test_endless_base64_is_not_lost(run: Run, lead_to: Any, kept: Path, family: str) -> None:

@@ -749,6 +749,19 @@ def test_picture_on_another_host_is_fetched(
     )
 
 
+@pytest.mark.parametrize("key", ["test", "none", "sk-media-apples-1234"])
+def test_a_key_of_common_letters_spoils_no_link_and_no_path(
+    stage: Callable[..., Scene], run: Callable[..., Outcome], tmp_path: Path, key: str
+) -> None:
+    """Whoever guards a gateway of their own with a word finds that word everywhere; paths have to be told as they are."""
+    scene = stage(key)
+    link = scene.gateway.publish("none/test.png", PNG)
+    scene.gateway.answer(Reply(body={"data": [{"url": link}]}))
+    done = run(*OPENAI[:-1], tmp_path / "none-media-apples" / "test.png", "--json")
+    assert done.code == 0
+    assert Path(done.json["path"]).read_bytes() == PNG
+
+
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 305, 307, 308])
 @pytest.mark.parametrize("argv", [OPENAI, GEMINI, ("--check",)], ids=["openai", "gemini", "check"])
 def test_redirect_to_another_host(
