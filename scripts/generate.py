@@ -286,6 +286,7 @@ CANNOT = (
     r"(?is)\b(can['’]?t|cannot|can not|unable to|won['’]t|not able to|decline to)\b.{0,40}\b(generat|creat|mak|draw"
     r"|produc|help|assist|fulfil|edit|comply|process|provide|do)|抱歉|(无法|不能).{0,6}(生|创|绘|画|制|提|协|帮|处|满)"
 )
+NOT_SPOKEN = r'(?s)"[^"]*"|<think>(?:(?!<think>).)*?</think>'  # an echo of the prompt, and thoughts
 UNFINISHED = r"(?i)queue|pending|process|submit|in_?progress|running|created|waiting|start"
 BASE64 = r"[A-Za-z0-9_+/%-]{56}[A-Za-z0-9_+/%\r\n\t -]*={0,2}"
 LOOSE_BASE64 = r"(?:base64,|\A)\s*([A-Za-z0-9_+/%\r\n\t -]{56,}={0,2})"  # with blanks even in its first letters
@@ -356,7 +357,8 @@ def redact(value: Any, keys: Sequence[str], public: str = "") -> Any:
     pieces = {form[i : i + 8 + (not i)].lower() for form in filter(None, forms) for i in range(max(1, len(form) - 7))}
     coded = r"(?i)(?:%(?:25)*|\\+(?:u00|x)|(&#x0*))([0-7][0-9a-f])(?(1);)|&#0*(\d{2,3});"  # in a URL, JSON or HTML
     plain = re.sub(coded, lambda match: chr(int(match[2], 16) if match[2] else int(match[3])), value)
-    pieces = {piece for piece in pieces if piece not in public.lower()}
+    known = public.lower()
+    pieces = {piece for piece in pieces if piece not in known}
     if not any(map(plain.lower().__contains__, pieces)):
         return value
     return re.sub(rf"(?is)(?:(?={'|'.join(map(re.escape, pieces))}).)+.{{,7}}", "[key]", plain)
@@ -785,13 +787,16 @@ def find_images(tree: Any) -> Iterator[Find]:
             if found := list(filter(None, map(decode_base64, re.findall(pattern, text)))):
                 break
         yield from (Find(path, data, "") for data in found)
+        if found:
+            continue
         text = text.strip()
-        text = text[:8000] + text[8000:][-8000:]  # a link may stand behind long thoughts
-        for link in dict.fromkeys(find_links(path, text) if not found else ()):
-            before = text.partition(link)[0]
-            avatar = re.search(AVATAR, before[-30:] + link)  # it may be what was asked for: the last choice
-            spoken = re.sub('"[^"]*"|<think>.*?</think>', "", text if avatar else before, flags=re.S)
-            if not re.search(CANNOT, spoken[:300]):  # a refusal comes first, before its link
+        text = text[:8000] + text[max(8000, len(text) - 8000) :]  # a link may stand behind long thoughts
+        spoken = re.sub(NOT_SPOKEN, lambda match: " " * len(match[0]), text)
+        for link in dict.fromkeys(find_links(path, text)):
+            start = text.find(link)
+            avatar = re.search(AVATAR, text[max(0, start - 30) : start] + link)  # if asked for at all, the last choice
+            before = spoken if avatar else spoken[:start]
+            if not re.search(CANNOT, before.lstrip()[:300]):  # a refusal comes first, before its link
                 yield Find((*path, "icon") if avatar else path, b"", link)
 
 
@@ -853,7 +858,7 @@ def read_answer(
 
 def find_usage(tree: Any, depth: int = 4) -> dict[str, Any]:
     """The numbers of tokens that a gateway states, at the top or near it; the last ones of a stream."""
-    items = list(tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ())
+    items: Any = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
     own = [tree.get("usage"), tree.get("usageMetadata")] if isinstance(tree, dict) else []
     below = (find_usage(item, depth - 1) for item in reversed(items) if depth and isinstance(item, (dict, list)))
     return next((usage for usage in itertools.chain(own, below) if usage and isinstance(usage, dict)), {})
