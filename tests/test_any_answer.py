@@ -423,7 +423,7 @@ def test_base64_in_any_spelling_is_found(answer: JSON, family: str) -> None:
 def test_envelope_with_blanks_around(blanks: bytes, name: str, family: str) -> None:
     """Keep-alive blanks before and after, however many and of whatever kind."""
     body = encoded(ENVELOPES[name](SHELF))
-    assume(body.isascii())  # no picture, nor packed, nor in an encoding where a blank is another byte
+    assume(body.isascii() and b"\0" not in body)  # no picture, nor packed, nor in an encoding of other blanks
     around = bytes(b" \t\r\n"[byte % 4] for byte in blanks)
     assert set(read(around + body + around, family)) == set(read(body, family))
 
