@@ -348,9 +348,8 @@ def redact(value: Any, keys: Sequence[str], public: str = "") -> Any:
     for key in keys:
         raw = key.encode("utf-8", "surrogateescape")
         forms += [key, raw.hex()]
-        public = (
-            public.replace(key, "") if len(key) > 7 else public
-        )  # a URL or a path that holds it whole hides nothing
+        if len(key) > 7:  # then it is a secret wherever it stands
+            public = public.replace(key, "")
         for shift in range(3):  # base64 depends on where the key stands, and its ends on what stands beside it
             for encode in (base64.b64encode, base64.urlsafe_b64encode):
                 forms.append(encode(b"\0" * shift + raw)[4 if shift else 0 : -4].decode("ascii"))
@@ -421,12 +420,8 @@ def load_base_url(key_source: str | None = None, given: str | None = None) -> tu
     parts = re.fullmatch(r"(?ai)(?!.*[?#@])https?://(?:\[[\da-f:.]+\]|[\w.-]+)(?::(\d{1,5}))?(?:/[!-~]*)?", url)
     if right or not parts or int(parts[1] or 0) > 65_535:
         fault = "ends in an endpoint" if right else "is not an http or https address"
-        hint = (
-            f"Set it to: {right}"
-            if right
-            else "Write it like https://gateway.example/v1, without user, query and fragment."
-        )
-        raise ConfigError(f"The base URL{shown} from {source} {fault}.", hint)
+        right = right or "an address like https://gateway.example/v1, without user, query and fragment."
+        raise ConfigError(f"The base URL{shown} from {source} {fault}.", f"Set it to: {right}")
     if re.match(r"(?i)http:(?!//(localhost|127(\.\d+){3}|\[::1\])(:|/|$))", url):
         log.warning("the base URL%s from %s is plain http: the key travels unencrypted", shown, source)
     return url, source
@@ -812,10 +807,9 @@ def choose_results(finds: Sequence[Find], family: str) -> list[list[list[Find]]]
         depth = max((i for i, step in enumerate(path, 1) if str(step).isdigit()), default=0)
         top = "" if not path or str(path[0]).isdigit() else path[0]
         readings.setdefault(top, {}).setdefault(path[:depth], []).insert(0, find)
-    ordered = [
-        [sorted(group, key=lambda find: (not find.data, "/" not in find.link)) for group in each.values()]
-        for each in readings.values()
-    ]
+    ordered = [list(groups.values()) for groups in readings.values()]
+    for group in itertools.chain(*ordered):
+        group.sort(key=lambda find: (not find.data, "/" not in find.link))  # a bare file name is hardly an address
     return sorted(ordered, key=lambda groups: not any(group[0].data for group in groups))
 
 
@@ -947,10 +941,11 @@ def classify_response_error(family: str, body: Any) -> NoReturn:
     texts = texts or texts_under(tree, "finish_?reason|result|description")
     held = f"no image but the unfinished task {one_line(ids[0])}" if ids else "no image"
     said = f": {one_line(' '.join(texts))}" if texts else ""
-    hint = "Check the base URL: most end in /v1." if texts and texts[0].startswith("<") else ""
-    hint = "Ask the gateway for that task's result; only answers that hold the image are read here." if ids else hint
     talk = " ".join(text for path, text in walk(tree, 10_000) if not re.search(IGNORED_KEYS, str(path)))
-    link = not talk.startswith("<") and re.search(r"(?i)https?://[^\s\"'<>)\]`]+", talk)  # it may be the paid picture
+    page = re.match(r"(?i)<(!|html|head|body)", talk)
+    link = None if page else re.search(r"(?i)https?://[^\s\"'<>)\]`]+", talk)  # it may be the paid picture's
+    hint = "Check the base URL: most end in /v1." if page else ""
+    hint = "Ask the gateway for that task's result; only answers that hold the image are read here." if ids else hint
     raise ResponseError(f"The answer holds {held}{said}".rstrip(".") + ".", hint, image_url=link[0] if link else None)
 
 
@@ -1027,9 +1022,8 @@ class Exchange(threading.Thread):
             raise UnavailableError(f"{host} gave no answer: {self.fault}.", hint, timed_out=late)
         packed: bytes | bytearray = self.received
         plain = bytearray()
-        with contextlib.suppress(
-            zlib.error
-        ):  # gzip or zlib, declared or not, up to the limit and as far as it is whole
+        # Gzip or zlib, declared or not, is unpacked up to the limit and as far as it is whole.
+        with contextlib.suppress(zlib.error):
             while packed and len(plain) < self.limit_bytes:
                 member = zlib.decompressobj(47)
                 plain += member.decompress(packed, self.limit_bytes - len(plain))
@@ -1431,7 +1425,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message[:1].upper() + message[1:] + ".", "See --help.")
 
 
-def read_number(text: str) -> Any:
+def numeral(text: str) -> Any:
     """A number, or the text itself, for validation to name."""
     return int(text) if re.fullmatch(r"-?\d{1,9}", text, re.A) else float(text) if "." in text else text
 
@@ -1441,9 +1435,8 @@ def read_prompt(path: str) -> str:
         with open(0 if path == "-" else os.path.expanduser(path), encoding="utf-8-sig", newline="") as file:
             return file.read(2 * MAX_PROMPT_CHARS).rstrip("\r\n")
     except (OSError, ValueError) as exc:
-        raise UsageError(
-            f"The prompt file {path!r} cannot be read: {reason(exc)}.", "Give the path of a UTF-8 text."
-        ) from None
+        fault = f"The prompt file {path!r} cannot be read: {reason(exc)}."
+        raise UsageError(fault, "Give the path of a UTF-8 text.") from None
 
 
 def read_param(text: str) -> tuple[str, Any]:
@@ -1470,23 +1463,15 @@ def build_parser() -> Parser:
     flag("--aspect-ratio", metavar="R", help=" ".join(OPENAI_SIZE_BY_RATIO))
     flag("--size", metavar="WxH", help=f"openai; wins over --aspect-ratio; default: the ratio's, else {DEFAULT_SIZE}")
     flag("--negative-prompt", metavar="TEXT", help="what to avoid; appended to the prompt")
-    flag("--n", metavar="N", type=read_number, default=1, help="openai: how many images, 1 to 10, all saved")
+    flag("--n", metavar="N", type=numeral, default=1, help="openai: how many images, 1 to 10, all saved")
     flag("--reference-image", metavar="PATH", dest="reference_images", action="append", default=[],
          help="repeatable; how many depends on the model: see --list-models")  # fmt: skip
     flag("--mask", metavar="PATH", help="openai: PNG with alpha, of the first reference's pixel size")
     flag("--param", metavar="KEY=VALUE", dest="params", action="append", default=[], type=read_param,
          help="repeatable; extra request field, JSON or text")  # fmt: skip
     flag("--output", metavar="PATH", help="file or folder; default: ./output-<time>.png (openai) or .jpeg (gemini)")
-    flag(
-        "--timeout",
-        metavar="SECONDS",
-        type=read_number,
-        default=TIMEOUT_S,
-        help="for one attempt; default: %(default)g",
-    )
-    flag(
-        "--attempts", metavar="N", type=read_number, default=3, help="image-to-image only, 1 to 5; default: %(default)s"
-    )
+    flag("--timeout", metavar="SECONDS", type=numeral, default=TIMEOUT_S, help="for one attempt; default: %(default)g")
+    flag("--attempts", metavar="N", type=numeral, default=3, help="image-to-image only, 1 to 5; default: %(default)s")
     flag("--proxy", metavar="URL", help="the only way to a proxy: the environment's proxy variables are ignored")
     flag("--json", action="store_true", help="exactly one JSON object on standard output, success or failure")
     flag("--dry-run", action="store_true", help="check everything and show the request, send nothing")
@@ -1572,10 +1557,8 @@ def act_check(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
             classify_response_error("", tree)
         facts.update(accepted=True, models=len(models))
     except RejectedError as error:
-        log.warning(
-            "whether the key is accepted cannot be told (most base URLs end in /v1): %s",
-            redact(error.message, [target.key]),
-        )
+        told = redact(error.message, [target.key])
+        log.warning("whether the key is accepted cannot be told (most base URLs end in /v1): %s", told)
     except ImageGenError as error:
         error.billed, error.hint = "no", "Correct the key, the base URL or the proxy, or ask again: asking is free."
         facts["accepted"] = False if isinstance(error, AuthError) else None
