@@ -236,7 +236,7 @@ EXTENSIONS = {".png": "PNG", ".jpeg": "JPEG", ".jpg": "JPEG"}  # those that are 
 # Gateways' documentation and issue threads, November 2026. Gemini's RESOURCE_EXHAUSTED speaks of quota but passes by
 # itself, so it comes first; a code that stays true on a second try outranks a 5xx.
 REFUSAL = (
-    r"(?i)(?<!['\"])moderation|(content|usage)[ _]?(polic|filter)|policy_violation|safety(?!_id)|nsfw"
+    r"(?i)moderation(?!['\"])|(content|usage)[ _]?(polic|filter)|policy_violation|safety(?!_id)|nsfw"
     r"|prohibited_|prompt_?blocked|blocklist|inappropriate|spii|recitation|data_inspection|敏感|违规"
     r"|(?<!case.)sensitive|(input|prompt|request|image) was flagged"
 )

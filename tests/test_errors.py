@@ -183,6 +183,7 @@ TABLE: dict[str, tuple[int, Any, type[ImageGenError], bool, list[str]]] = {
         False,
         ["violence"],
     ),
+    "400 quoted by a proxy": (400, canonical('Upstream: {"code": "moderation_blocked"}', "400"), RefusedError, False, ["Upstream"]),
     "400 the field of that name": (400, canonical("Unknown parameter: 'moderation'.", "unknown_parameter"), RejectedError, False, ["Unknown"]),
     "400 prompt_blocked": (400, canonical("Blocked", "prompt_blocked"), RefusedError, False, ["Blocked"]),
     "400 contentFilter": (400, {"error": {"code": "contentFilter", "message": "Your task failed."}}, RefusedError, False, ["task failed"]),
