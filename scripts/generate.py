@@ -78,7 +78,7 @@ class ImageGenError(Exception):
     """Why there is no picture: `message` says what happened, `hint` what to do next.
 
     kind, exit_code   one of EXIT_CODES                     status      the HTTP status, if there was one
-    billed            was money spent: yes, no or maybe     image_url   where a paid picture can still be had
+    billed            was money spent: yes, no or maybe     image_url   where a paid picture may still be had
     retryable         may the same call succeed later       saved_at    where the bytes that did arrive were kept
     """
 
