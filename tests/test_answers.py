@@ -867,6 +867,11 @@ def test_link_that_is_not_known_to_be_a_picture_s_is_told(gateway: Gateway, body
     assert failure("gemini", gateway, body).image_url == SIGNED
 
 
+def test_a_link_of_an_ipv6_host_is_found() -> None:
+    link = "http://[::1]:8000/f.png"
+    assert [find.link for find in generate.find_images(listing({"url": link}))] == [link]
+
+
 def test_a_page_s_links_are_not_told(gateway: Gateway) -> None:
     page = f"<html><script src='{gateway.origin}/app.js'></script></html>"
     assert failure("gemini", gateway, page.encode()).image_url is None

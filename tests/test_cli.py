@@ -465,6 +465,7 @@ def test_list_models_is_a_table_for_people(run: Any) -> None:
     for model, row in zip(generate.CATALOGUE, rows):
         assert model.family in row.split()
         assert f"{model.price_cny:.2f}" in row.split()
+    assert [row[head.index("per call") :].split()[0] for row in rows] == [str(m.max_n) for m in generate.CATALOGUE]
     family = head.index("family")
     assert {row[family : family + 6] for row in rows} == {"gemini", "openai"}
     assert len({row[: family - 1].rstrip() for row in rows}) == len(rows)
@@ -474,8 +475,8 @@ def test_list_models_as_json(run: Any) -> None:
     outcome = run("--list-models", "--json")
     assert (outcome.code, outcome.err, outcome.json["ok"]) == (0, "", True)
     rows = {row["name"]: row for row in outcome.json["models"]}
-    assert {name: (row["family"], row["price_cny"]) for name, row in rows.items()} == {
-        model.name: (model.family, model.price_cny) for model in generate.CATALOGUE
+    assert {name: (row["family"], row["price_cny"], row["sizes"]) for name, row in rows.items()} == {
+        model.name: (model.family, model.price_cny, model.sizes.split()) for model in generate.CATALOGUE
     }
 
 
@@ -529,6 +530,7 @@ def test_check_as_json(gateway: Gateway, run: Any) -> None:
         pytest.param(Reply(403), 4, id="forbidden"),
         pytest.param(Reply(500), 6, id="broken"),
         pytest.param(Reply(drop="before"), 6, id="reset"),
+        pytest.param(Reply(hang="accept"), 6, id="silent"),
         pytest.param(Reply(body={"error": {"code": 401, "message": "No."}}), 4, id="refused with a 200"),
         pytest.param(Reply(body={"code": 401, "msg": "No."}), 4, id="refused with a 200, flat"),
         pytest.param(Reply(body={"data": 5}), 7, id="no list"),
@@ -537,8 +539,10 @@ def test_check_as_json(gateway: Gateway, run: Any) -> None:
 )
 def test_check_fails_as_a_call_would(gateway: Gateway, run: Any, answer: Reply, code: int) -> None:
     gateway.answer_always(answer, path="/models")
-    outcome = run("--check", "--json", "--timeout", "5")
-    assert (outcome.code, outcome.json["ok"], outcome.json["error"]["billed"]) == (code, False, "no")
+    outcome = run("--check", "--json", "--timeout", "2")
+    error = outcome.json["error"]
+    assert (outcome.code, outcome.json["ok"], error["billed"]) == (code, False, "no")
+    assert "billed" not in error["message"] + error["hint"] and "--check" not in error["hint"]
     assert gateway.calls == []
     for fact in (gateway.key[:8], "OMNIMAAS_API_KEY", gateway.url):  # what is in use is shown all the more
         assert fact in outcome.err

@@ -389,6 +389,7 @@ def test_a_malformed_url_is_named_with_its_variable(run: Any, configure: Any, va
     assert variable in said
     assert url.split("\n")[0] in said
     assert re.search(r"https?://\w", outcome.json["error"]["hint"]), "what would be right"
+    assert generate.DEFAULT_BASE_URL not in outcome.json["error"]["hint"], "a stranger's gateway for this key"
     assert "Traceback" not in outcome.err
 
 

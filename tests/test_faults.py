@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
+from urllib.parse import quote
 
 import generate
 import pictures
@@ -771,6 +772,14 @@ def test_result_url_is_followed_to_a_relative_place(run: Run, gateway: Gateway) 
     gateway.publish("there.jpg", PICTURE, "image/jpeg")
     gateway.answer(linked("openai", f"{gateway.origin}/media/here.jpg"))
     gateway.answer(Reply(302, {"Location": "there.jpg"}), path="/media")
+    Timed(run, "openai", timeout=4).is_saved()
+
+
+def test_result_url_is_followed_to_a_place_beyond_ascii(run: Run, gateway: Gateway) -> None:
+    """A Location is bytes, and most servers that write such ones mean UTF-8."""
+    gateway.publish(quote("图.jpg"), PICTURE, "image/jpeg")
+    gateway.answer(linked("openai", f"{gateway.origin}/media/here.jpg"))
+    gateway.answer(Reply(302, {"Location": "图.jpg".encode().decode("latin-1")}), path="/media")
     Timed(run, "openai", timeout=4).is_saved()
 
 

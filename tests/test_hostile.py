@@ -711,7 +711,9 @@ def test_stream_as_output(cli: Any, gateway: Gateway, name: str) -> None:
 
 def test_folder_as_reference(run: Run, gateway: Gateway, tmp_path: Path) -> None:
     (tmp_path / "x.png").mkdir()
-    is_usage_error(run("--json", "--prompt", "x", "--reference-image", "x.png"), gateway)
+    outcome = run("--json", "--prompt", "x", "--reference-image", "x.png")
+    is_usage_error(outcome, gateway)
+    assert outcome.json["error"]["hint"] == "Check the path."
 
 
 # --- Consoles ---

@@ -261,8 +261,9 @@ def test_an_unknown_argument_is_a_type_error(gateway: Gateway, name: str) -> Non
 
 def test_output_is_not_taken_for_output_path_and_lost(gateway: Gateway) -> None:
     """On the command line it is called --output."""
-    with pytest.raises(TypeError, match="output"):
-        generate.generate_image("a cup", output="red.png")
+    for function in (generate.generate_image, generate.generate_openai, generate.generate_gemini):
+        with pytest.raises(TypeError, match="output"):
+            function("a cup", GPT, output="red.png")
     assert gateway.requests == []
 
 
