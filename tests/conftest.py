@@ -1,4 +1,4 @@
-"""What every test gets: a clean environment, a gateway of its own, and two ways to run the program."""
+"""What every test gets: a clean environment, a gateway of its own, two ways to run the program."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ sys.path.insert(0, str(SCRIPTS))
 SETTINGS = [
     f"{prefix}_{end}"
     for prefix in ("OMNIMAAS", "PRODUCT_SHOTS_IMAGEGEN", "RENDER", "CANVASFLOW_IMAGEGEN")
-    for end in ("API_KEY", "BASE_URL")
+    for end in ("API_KEY", "BASE_URL", "LEDGER", "BUDGET_CNY", "PRICES")
 ]
 PROXIES = [f"{scheme}_proxy" for scheme in ("http", "https", "ftp", "all", "no")]
-OTHERS = ["PRODUCT_SHOTS_IMAGEGEN_LEDGER", "NETRC", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"]
-UNWANTED = [*SETTINGS, *PROXIES, *map(str.upper, PROXIES), *OTHERS, "PYTHONWARNINGS"]
+CERTIFICATES = ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"]
+OTHERS = ["NETRC", "XDG_STATE_HOME", "PYTHONWARNINGS"]
+UNWANTED = [*SETTINGS, *PROXIES, *map(str.upper, PROXIES), *CERTIFICATES, *OTHERS]
 
 MODELS = {"gemini": "gemini-3-pro-image-preview", "openai": "gpt-image-2"}
 Run = Callable[..., Any]  # the fixture `run`
@@ -57,13 +58,14 @@ class Outcome:
 def clean_environment(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No setting of the machine reaches the program: an empty home, an empty current folder, no variables."""
+    """No setting of the machine reaches the program: an empty home and folder, no variables."""
     for name in UNWANTED:
         monkeypatch.delenv(name, raising=False)
     home = tmp_path_factory.mktemp("home")
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, str(home))
-    temporary = str(tmp_path_factory.mktemp("temporary"))  # where pictures are kept that have no other place
+    # where pictures are kept that have no other place
+    temporary = str(tmp_path_factory.mktemp("temporary"))
     monkeypatch.setenv("TMPDIR", temporary)
     monkeypatch.setattr(tempfile, "tempdir", temporary)
     monkeypatch.chdir(tmp_path)
@@ -71,7 +73,7 @@ def clean_environment(
 
 @pytest.fixture
 def kept(clean_environment: None) -> Path:
-    """The temporary folder of this process and of those that it starts, empty at first: pictures may be kept there."""
+    """The temporary folder, empty at first, of this process and of those that it starts."""
     return Path(tempfile.gettempdir())
 
 
@@ -126,7 +128,7 @@ def surroundings(changes: Mapping[str, str | None] | None) -> dict[str, str]:
 
 @pytest.fixture
 def cli(clean_environment: None) -> Callable[..., Outcome]:
-    """cli(*argv, env=None, cwd=None, stdin=None, timeout=60, python=sys.executable): the program as a process."""
+    """cli(*argv, env=None, cwd=None, stdin=None, timeout=60, python=sys.executable): a process."""
 
     def call(
         *argv: object,
@@ -141,14 +143,15 @@ def cli(clean_environment: None) -> Callable[..., Outcome]:
             given = {"input": stdin.encode() if isinstance(stdin, str) else stdin}
         given.update(capture_output=True, env=surroundings(env), cwd=cwd, timeout=timeout)
         done = subprocess.run(command(argv, python), check=False, **given)
-        return Outcome(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+        out, err = (stream.decode(errors="replace") for stream in (done.stdout, done.stderr))
+        return Outcome(done.returncode, out, err)
 
     return call
 
 
 @pytest.fixture
 def start(clean_environment: None) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """start(*argv, env=None, cwd=None, python=sys.executable): the program as a process to send signals to.
+    """start(*argv, env=None, cwd=None, python=sys.executable): a process to send signals to.
 
     It leads a session of its own, as text on pipes; what still runs after the test is killed.
     """
@@ -179,13 +182,3 @@ def start(clean_environment: None) -> Iterator[Callable[..., subprocess.Popen[st
         if process.poll() is None:
             process.kill()
         process.communicate()
-
-
-# Many processes, deadlines that are waited for, or thousands of random answers: on one Python, see tests/run.sh.
-SLOW_MODULES = ("any_answer", "faults", "gateway", "hostile", "moments", "retries", "scale", "secrecy", "setup")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.stem[len("test_") :] in SLOW_MODULES:
-            item.add_marker(pytest.mark.slow)

@@ -1,0 +1,218 @@
+"""Every table, limit and exit code of the design, once, and what they amount to."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import generate
+import pytest
+from bodies import canonical, chat
+from conftest import table
+from gateway import Gateway, Reply, free_size
+
+CATALOGUE = {  # model: family, CNY a picture, most references, most pictures a call
+    "gemini-3-pro-image-preview": ("gemini", 1.00, 9, 1),
+    "gemini-3.1-flash-image-preview": ("gemini", 0.20, 9, 1),
+    "gemini-2.5-flash-image": ("gemini", 0.15, 9, 1),
+    "gemini-2.5-flash-image-preview": ("gemini", 0.15, 9, 1),
+    "gpt-image-2": ("openai", 0.35, 16, 10),
+    "gpt-image-1": ("openai", 0.50, 16, 10),
+    "dall-e-3": ("openai", 0.26, 0, 1),
+}
+SIZES = {  # ratio: of gpt-image-2, gpt-image-1 and dall-e-3
+    "1:1": "1024x1024 1024x1024 1024x1024",
+    "3:2": "1536x1024 1536x1024 1792x1024",
+    "2:3": "1024x1536 1024x1536 1024x1792",
+    "4:3": "1536x1152 1536x1024 1792x1024",
+    "3:4": "1152x1536 1024x1536 1024x1792",
+    "16:9": "1536x864 1536x1024 1792x1024",
+    "9:16": "864x1536 1024x1536 1024x1792",
+    "4:5": "1024x1280 1024x1536 1024x1792",
+    "5:4": "1280x1024 1536x1024 1792x1024",
+    "21:9": "1568x672 1536x1024 1792x1024",
+}
+ERRORS = {  # exit code, kind, billed
+    generate.InternalError: (1, "internal", "maybe"),
+    generate.UsageError: (2, "usage", "no"),
+    generate.ConfigError: (3, "config", "no"),
+    generate.AuthError: (4, "auth", "no"),
+    generate.QuotaError: (5, "quota", "no"),
+    generate.UnavailableError: (6, "unavailable", "maybe"),
+    generate.RefusedError: (7, "refused", "no"),
+    generate.RejectedError: (7, "rejected", "no"),
+    generate.ResponseError: (7, "response", "yes"),
+    generate.SaveError: (8, "save", "yes"),
+    generate.Interrupted: (130, "interrupted", "maybe"),
+}
+FACTS = ("kind", "billed", "retryable", "status")  # of an error
+MODERATED = canonical("No.", "moderation_blocked")
+
+
+# --- Models ---
+
+
+def test_the_catalogue_has_these_rows_and_no_others() -> None:
+    """Design §11: a model that is priced or placed wrongly costs its user money."""
+    rows = [(row.name, row.family, row.price_cny, row.max_references) for row in generate.CATALOGUE]
+    assert rows == [(name, *row[:3]) for name, row in CATALOGUE.items()]
+    assert generate.DEFAULT_MODEL == "gemini-3-pro-image-preview"
+
+
+def test_list_models_shows_the_catalogue(run: Any) -> None:
+    """`--list-models`: the catalogue with family and price, for people and as JSON."""
+    outcome = run("--list-models")
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = [line.split()[:5] for line in outcome.out.splitlines()[1:]]
+    assert lines == [
+        [name, family, f"{price:.2f}", str(references), str(count)]
+        for name, (family, price, references, count) in CATALOGUE.items()
+    ]
+    models = run("--list-models", "--json").json["models"]
+    rows = [(row["name"], row["family"], row["price_cny"]) for row in models]
+    assert rows == [(name, *row[:2]) for name, row in CATALOGUE.items()]
+    assert models[-1]["sizes"] == ["1024x1024", "1792x1024", "1024x1792"]
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_each_model_makes_a_picture_at_its_price(gateway: Gateway, run: Any, name: str) -> None:
+    """Each row of the catalogue is a request that a strict gateway takes, without a warning."""
+    outcome = run("--prompt", "a cup", "--model", name, "--json")
+    family, price, _, _ = CATALOGUE[name]
+    facts = outcome.json
+    assert (outcome.code, facts["family"], facts["estimated_cost_cny"]) == (0, family, price)
+    assert (gateway.calls[0].json["model"], facts["warnings"]) == (name, [])
+
+
+def test_a_name_outside_the_catalogue_is_placed_by_pattern() -> None:
+    """`gpt-image-*`, `chatgpt-image-*`, `dall-e-*` → openai, `gemini-…-image…` → gemini."""
+    placed = {
+        "openai": "gpt-image-3 gpt-image-1-mini chatgpt-image-latest dall-e-2 GPT-Image-2"
+        " openai/gpt-image-1.5 openai/gpt-image-2",
+        "gemini": "gemini-9-ultra-image gemini-2.0-flash-exp-image-generation"
+        " google/gemini-3-pro-image-preview",
+    }
+    for family, names in placed.items():
+        assert {generate.model_family(name) for name in names.split()} == {family}
+
+
+@pytest.mark.parametrize("family", ["openai", "gemini"])
+def test_a_name_that_nothing_places_takes_the_family_given(
+    gateway: Gateway, run: Any, family: str
+) -> None:
+    """`--family`: only for a model name that the script cannot place; the user is warned."""
+    words = ["--prompt", "a cup", "--model", "my-model", "--family", family]
+    facts = run(*words, "--dry-run", "--json").json
+    assert facts["json"]["model"] == "my-model"
+    assert ("messages" in facts["json"]) == (family == "gemini")
+    (warning,) = facts["warnings"]
+    assert "my-model" in warning and "catalogue" in warning
+
+
+OTHERS = ["gpt-5", "gemini-3-pro", "xgpt-image-2", "dall-e", "", " ", "google/", "gpt-image-2\n"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_other_name_is_a_usage_error_with_the_list(name: str) -> None:
+    """Unknown → exit with the supported model list: a text model would send words and a bill."""
+    with pytest.raises(generate.UsageError) as caught:
+        generate.model_family(name)
+    assert repr(name) in caught.value.message
+    assert all(known in str(caught.value) for known in CATALOGUE)
+
+
+# --- Sizes ---
+
+
+def test_sizes_by_ratio_are_exact_and_gpt_image_2_makes_them() -> None:
+    """`OPENAI_SIZE_BY_RATIO` gives the exact ratio where the model can make it."""
+    assert {ratio: row.split()[0] for ratio, row in SIZES.items()} == generate.OPENAI_SIZE_BY_RATIO
+    for ratio, size in generate.OPENAI_SIZE_BY_RATIO.items():
+        width, height = map(int, size.split("x"))
+        across, down = map(int, ratio.split(":"))
+        assert (width * down == height * across, free_size(size)) == (True, True), ratio
+
+
+COLUMNS = [("gpt-image-2", 0), ("gpt-image-1", 1), ("dall-e-3", 2)]
+UNKNOWN = [("gpt-image-9", 1), ("chatgpt-image-latest", 1), ("dall-e-9", 2)]
+
+
+@pytest.mark.parametrize(("model", "column"), [*COLUMNS, *UNKNOWN])
+def test_each_ratio_is_the_nearest_shape_that_the_model_has(
+    gateway: Gateway, run: Any, model: str, column: int
+) -> None:
+    """A size that the model refuses, or a portrait for a landscape, wastes the call."""
+    asked = {}
+    for ratio in SIZES:
+        dry = run("--prompt", "a cup", "--model", model, "--aspect-ratio", ratio, "--dry-run")
+        asked[ratio] = dry.json["json"]["size"]
+    assert asked == {ratio: row.split()[column] for ratio, row in SIZES.items()}
+
+
+def test_configuration_is_looked_up_in_this_order() -> None:
+    """Design §2: four variables of each kind, then three files, and the default URL."""
+    owners = ("OMNIMAAS", "PRODUCT_SHOTS_IMAGEGEN", "RENDER", "CANVASFLOW_IMAGEGEN")
+    pairs = [(f"{owner}_API_KEY", f"{owner}_BASE_URL") for owner in owners]
+    assert [tuple(row[:2]) for row in generate.CONFIG_ROWS] == pairs
+    files = ["product_shots_imagegen", "product_shots_render", "canvasflow_imagegen"]
+    assert list(generate.KEY_FILES) == [f"~/.{name}_api_key" for name in files]
+    assert generate.DEFAULT_BASE_URL == "https://api.omnimaas.com/v1"
+
+
+def test_limits_and_waits_are_the_design_s() -> None:
+    """Waits of 1 s, 4 s, 16 s; `Retry-After` up to 60 s; connecting gets 30 s; a link 3 tries."""
+    assert generate.RETRY_WAITS_S == (1.0, 4.0, 16.0)
+    limits = (generate.MAX_RETRY_AFTER_S, generate.CONNECT_TIMEOUT_S, generate.FETCH_TRIES)
+    assert limits == (60, 30, 3)
+
+
+# --- Exit codes ---
+
+
+def test_exit_codes_are_one_table(run: Any) -> None:
+    """Exit codes, one table in code that the classes, `--help` and the JSON all follow."""
+    rows = [row[:3] for row in generate.EXIT_CODES if row[0]]
+    assert rows == list(ERRORS.values())
+    shown = run("--help").out
+    for code, kind, billed in [(0, "(ok|saved)", "yes"), *rows]:
+        assert re.search(rf"(?m)^ *{code} +{kind} .*\b{billed}\b", shown), kind
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_every_error_class_is_its_row(kind: Any) -> None:
+    """`ImageGenError` subclasses, one per kind; only what may pass by itself is retryable."""
+    error = kind("No.", "Do this.")
+    assert isinstance(error, generate.ImageGenError)
+    assert (error.exit_code, error.kind, error.billed) == ERRORS[kind]
+    assert (error.message, error.hint, error.status) == ("No.", "Do this.", None)
+    assert error.retryable is (kind is generate.UnavailableError)
+
+
+@table(
+    "answer, code, facts",
+    {
+        "usage": (None, 2, "usage no False None"),
+        "401": (Reply(401), 4, "auth no False 401"),
+        "403": (Reply(403), 4, "auth no False 403"),
+        "402": (Reply(402), 5, "quota no False 402"),
+        "429": (Reply(429), 5, "quota no True 429"),
+        "503": (Reply(503), 6, "unavailable maybe True 503"),
+        "reset": (Reply(drop="before"), 6, "unavailable maybe True None"),
+        "moderation": (Reply(400, body=MODERATED), 7, "refused no False 400"),
+        "422": (Reply(422), 7, "rejected no False 422"),
+        "no picture": (Reply(body=chat("")), 7, "response yes False 200"),
+    },
+)
+def test_each_end_has_its_code_and_its_json(
+    gateway: Gateway, run: Any, answer: Reply | None, code: int, facts: str
+) -> None:
+    """On failure: `ok: false` and `error`; 3 is in test_configuration; 1, 8, 130 in test_cli."""
+    gateway.answer(*filter(None, [answer]))
+    outcome = run("--json", "--prompt", "a cup" if code != 2 else "")
+    error = outcome.json["error"]
+    assert (outcome.code, outcome.json["ok"], outcome.out.count("\n")) == (code, False, 1)
+    assert set(error) == {"message", "hint", *FACTS}
+    assert " ".join(str(error[name]) for name in FACTS) == facts
+    assert error["hint"]
+    assert error["message"] in outcome.err.replace("\n[image-gen] ", " ")
+    assert len(gateway.calls) == (answer is not None)
