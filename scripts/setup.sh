@@ -4,8 +4,9 @@
 #     bash scripts/setup.sh
 #
 # What works already is left as it is, without network. Otherwise pip installs into the active virtual environment, or
-# else into .venv in the skill's folder, where generate.py finds it by itself. It never uses sudo and never touches the
-# system's Python or a profile. Everything is said on standard error; the last line is the next command to type.
+# else into .venv in the skill's folder, where generate.py finds it by itself; the system's Python stays without them. Only
+# where Debian's python3-venv is missing, and it runs as root, does apt-get bring that. It uses no sudo, edits no profile.
+# All is said on standard error; the last lines are the Python to import with and the next command to type.
 
 set -eu
 
@@ -25,6 +26,7 @@ say() { printf '[setup] %s\n' "$*"; }
 has() { command -v "$1" >/dev/null; }
 quiet() { "$@" >/dev/null 2>&1 </dev/null; }
 quoted() { printf '%s\n' "$1" | sed "/[^A-Za-z0-9_.\/-]/ { s/'/'\\\\''/g; s/^/'/; s/\$/'/; }"; }
+can_venv() { [ "$python" ] && quiet "$python" -c 'import ensurepip, venv'; }
 fail() { say "error: $1"; printf '%s\n' "$2"; exit 1; } # what is wrong, and the command to type about it
 
 look_at() { # the interpreter $1: $state is absent, old, bare, venv (a virtual environment's) or ready, $about says more
@@ -46,15 +48,23 @@ look_at_own() { # the interpreter of $venv
     look_at "$own"
 }
 
+get_venv_module() { # on Debian and its kin, which pack it apart
+    missing="${python:-python3} with the venv module is missing"
+    [ "$(id -u)" = 0 ] || fail "$missing. To install it and come back here:" \
+        "sudo apt-get update && sudo apt-get install -y python3-venv && $again"
+    say "$missing. Installing it: apt-get update && apt-get install -y python3-venv"
+    export DEBIAN_FRONTEND=noninteractive
+    { apt-get -qq update && apt-get -qq install -y python3-venv; } </dev/null >/dev/null ||
+        fail "that failed, see above. To try again:" "$again"
+    find_python
+}
+
 make_venv() {
-    if [ "$python" ] && quiet "$python" -c 'import ensurepip, venv'; then
+    if ! can_venv && ! has uv && has apt-get && { [ "$python" ] || [ -z "$too_old" ]; }; then get_venv_module; fi
+    if can_venv; then
         set -- "$python" -m venv
     elif has uv; then
         set -- uv venv --quiet --python "${python:-3.13}"
-    elif has apt-get && { [ "$python" ] || [ -z "$too_old" ]; }; then
-        if [ "$(id -u)" = 0 ]; then sudo=; else sudo="sudo "; fi
-        fail "${python:-python3} with the venv module is missing. To install it and come back here:" \
-            "${sudo}apt-get update && ${sudo}apt-get install -y python3-venv && $again"
     else
         fail "no Python 3.9 or newer with the venv module was found$too_old. Install one, or uv, and come back here:" "$again"
     fi
@@ -85,6 +95,7 @@ main() {
             fail "that failed, see above. Is there a network? To try again:" "$again"
     fi
     say "ready: $about"
+    say "to import it in Python, use: $(quoted "$(command -v "$own")")"
 
     python=$(quoted "${python:-$own}")
     command="$python $(quoted "${at}scripts/generate.py") --prompt \"a red apple on wood\" --output apple.jpeg"
