@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
-# Everything that has to hold, from nothing but Python: bash tests/run.sh
+# What has to hold, in three minutes, with nothing but Python:   bash tests/run.sh
+# Everything there is, which takes longer and wants more:        bash tests/run.sh --all
 #
-# Linters, types and the skill's format, the fast tests on every other Python that is here, then all tests with coverage.
-# What they need is installed into tests/.venv* and stays there. The first thing that fails ends the run.
+# Style, types, the skill's format, and the tests that are not marked long. With --all also those that are, with
+# coverage, and the others on every Python that is here. What it needs goes into tests/.venv*. A failure ends it.
 
 set -eu -o pipefail
 cd -P -- "$(dirname -- "$0")/.."
 exec </dev/null
 
+case "$*" in "") all= ;; --all) all=yes ;; *) echo "usage: bash tests/run.sh [--all]" >&2 && exit 2 ;; esac
+
 unset VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONWARNINGS PYTEST_ADDOPTS PIP_USER PIP_TARGET PIP_REQUIRE_VIRTUALENV
-export PIP_DISABLE_PIP_VERSION_CHECK=1 UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1
+export PIP_DISABLE_PIP_VERSION_CHECK=1 UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 DEBIAN_FRONTEND=noninteractive
 [ -w "${HOME:-}" ] || export UV_CACHE_DIR=$PWD/tests/.venv-cache
 bin=tests/.venv/bin
-pytest=(-m pytest -q -ra --no-header --numprocesses 2 --dist loadgroup --timeout 300 tests)
+log=tests/.venv-log # what pytest said
+
+has() { command -v "$1" >/dev/null; }
 
 step() { # step HEADING COMMAND...
     doing=$1
@@ -21,9 +26,10 @@ step() { # step HEADING COMMAND...
 }
 trap '[ $? = 0 ] || printf "tests/run.sh: failed: %s\n" "$doing" >&2' EXIT
 
-pythons() { # "3.N PATH" for each release of CPython from 3.9 on that is here, oldest first; python3 goes before its like
-    local candidate candidates=(python3 python3.{9..19} "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/3.*/bin/python3)
-    for candidate in "${candidates[@]}"; do
+pythons() { # "3.N PATH" for each CPython from 3.9 on that is here, oldest first; python3 goes before its like
+    local candidate
+    for candidate in python3 python3.{9..19} "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/3.*/bin/python3 \
+        $(uv python list --only-installed 2>/dev/null | awk '{ print $2 }'); do
         "$candidate" -c '
 import sys
 if sys.version_info >= (3, 9) and sys.version_info[3] == "final" and sys.implementation.name == "cpython":
@@ -31,21 +37,39 @@ if sys.version_info >= (3, 9) and sys.version_info[3] == "final" and sys.impleme
     done | sort -s -u -t. -k2,2n
 }
 
-make_env() { # make_env FOLDER PYTHON REQUIREMENTS: from scratch only when that Python is not the one of the last run
-    local env=$1 python=$1/bin/python
-    if [ "$("$python" -VV 2>/dev/null)" != "$("$2" -VV)" ]; then
-        rm -rf "$env"
-        if [ -x $bin/uv ]; then
-            $bin/uv venv --quiet --python "$2" "$env"
-        elif ! "$2" -m venv "$env"; then
-            rm -rf "$env"
-            uv venv --quiet --seed --python "$2" "$env" || { echo "Install python3-venv, or uv." >&2 && return 1; }
-        fi
+can_venv() { "$1" -c 'import ensurepip, venv' 2>/dev/null; }
+
+choose() { # $version and $python: the newest from 3.11 on that venv or uv can make an environment of; $found: all
+    local candidate path
+    found=$(pythons) version='' python=''
+    while read -r candidate path; do
+        [[ $candidate =~ ^3\.1[1-9]$ ]] || continue
+        if has uv || can_venv "$path"; then version=$candidate python=$path; fi
+    done <<<"$found"
+}
+
+find_python() { # Debian leaves venv out of its python3: root gets it here
+    choose
+    if [ -z "$python" ] && has apt-get && [ "$(id -u)" = 0 ]; then
+        echo "Installing what is missing: apt-get update && apt-get install -y python3-venv"
+        apt-get -qq update && apt-get -qq install -y python3-venv >/dev/null && choose
+    fi
+    [ "$python" ] && return
+    echo "Python 3.11 with its venv module, or uv, is needed. Found: ${found:-none}" >&2
+    return 1
+}
+
+make_env() { # make_env FOLDER PYTHON WHAT...: from scratch only when that Python is not the one of the last run
+    local uv
+    uv=$(type -P $bin/uv uv | head -n 1) || true
+    if [ "$("$1/bin/python" -VV 2>/dev/null)" != "$("$2" -VV)" ]; then
+        rm -rf "$1"
+        if can_venv "$2"; then "$2" -m venv "$1"; else "$uv" venv --quiet --seed --python "$2" "$1"; fi
     fi
     [ -x $bin/uv ] || $bin/python -m pip install --quiet uv
     # subtle: uv takes seconds where pip takes minutes, but only pip knows a mirror that pip's own settings name
-    $bin/uv pip install --quiet --python "$python" --requirement "$3" ||
-        $bin/python -m pip --python "$python" install --quiet --requirement "$3"
+    $bin/uv pip install --quiet --python "$1/bin/python" "${@:3}" ||
+        $bin/python -m pip --python "$1/bin/python" install --quiet "${@:3}"
 }
 
 validate() { # the validator wants the folder to be called as the skill is
@@ -56,23 +80,42 @@ validate() { # the validator wants the folder to be called as the skill is
     rm -r "$folder"
 }
 
-found=$(pythons)
-main=${found##*$'\n'} # the newest
-doing="Python 3.11 or newer is needed for the tools (the skill itself takes 3.9); found: ${found:-none}"
-[[ ${main%% *} =~ ^3\.1[1-9]$ ]]
+run_tests() { # run_tests PYTHON OPTION...
+    "$1" -m pytest -q -ra --no-header --numprocesses 2 --dist loadgroup --timeout 300 "${@:2}" tests | tee -a $log
+}
 
-step "Setting up with Python ${main%% *}" make_env tests/.venv "${main#* }" tests/requirements.txt
-step "Setting up LiteLLM" make_env tests/.venv-litellm "${main#* }" tests/requirements-litellm.txt
+: >$log
+step "Finding Python" find_python
+step "Setting up with Python $version" make_env tests/.venv "$python" -r tests/requirements.txt
 step "ruff check" $bin/ruff check --config tests/ruff.toml scripts tests
 step "ruff format" $bin/ruff format --config tests/ruff.toml --check scripts tests
 step "mypy" $bin/mypy --config-file tests/mypy.ini scripts/generate.py
 step "shellcheck" $bin/shellcheck scripts/*.sh tests/run.sh .ci/run
 step "agentskills" validate
 step "vermin" $bin/vermin --quiet --no-tips --violations --target=3.9- scripts/generate.py
-while read -r version python <&3; do
-    [ "$version $python" != "$main" ] || continue
-    step "Setting up with Python $version" make_env "tests/.venv-$version" "$python" tests/requirements-suite.txt
-    step "Fast tests, Python $version" "tests/.venv-$version/bin/python" "${pytest[@]}" -m "not slow"
-done 3<<<"$found"
-printf '\n=== All tests, Python %s, with coverage ===\n' "${main%% *}"
-exec $bin/python "${pytest[@]}" --durations 15 --cov --cov-config tests/coverage.ini
+
+others=$(grep -vxF "$version $python" <<<"$found") || true
+if [ "$all" ]; then
+    while read -r candidate path <&3; do
+        [ "$path" ] || continue
+        step "Setting up with Python $candidate" make_env "tests/.venv-$candidate" "$path" -r tests/requirements.txt
+        step "Tests, Python $candidate" run_tests "tests/.venv-$candidate/bin/python" -m "not long"
+    done 3<<<"$others"
+    step "Setting up LiteLLM" make_env tests/.venv-litellm "$python" 'litellm[proxy]'
+    step "Setting up for all tests" make_env tests/.venv "$python" -r tests/requirements-all.txt
+    step "All tests, Python $version" run_tests $bin/python --durations 15 --cov --cov-config tests/coverage.ini
+else
+    step "Tests, Python $version" run_tests $bin/python -m "not long"
+fi
+
+step "All is well, after $SECONDS s" true
+left_out() { printf 'left out: %s\n' "$@"; }
+sed -n 's/^SKIPPED \[[0-9]*\] [^ ]* /left out: /p' $log | sort -u # in the tests' own words
+if [ -z "$all" ]; then
+    left_out "the tests that are marked long: bash tests/run.sh --all" "coverage: bash tests/run.sh --all"
+    left_out "a real proxy, LiteLLM: bash tests/run.sh --all"
+    [ -z "$others" ] || left_out "Python $(cut -d' ' -f1 <<<"$others" | paste -sd' '): bash tests/run.sh --all"
+elif [[ $found != 3.9\ * ]]; then
+    left_out "Python 3.9, the oldest that the skill takes: there is none here"
+fi
+tail -n 1 $log # pytest's own last line
