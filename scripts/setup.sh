@@ -1,12 +1,14 @@
 #!/bin/sh
-# Gets a Python of 3.9 or newer with requests and Pillow ready for generate.py. Run it as often as you like:
+# Prepares a Python of 3.9 or newer, with requests and Pillow, for generate.py. It may run as often
+# as you like:
 #
 #     bash scripts/setup.sh
 #
-# What works already is left as it is, without network. Otherwise pip installs into the active virtual environment, or
-# else into .venv in the skill's folder, where generate.py finds it by itself; the system's Python stays without them. Only
-# where Debian's python3-venv is missing, and it runs as root, does apt-get bring that. It uses no sudo, edits no profile.
-# All is said on standard error; the last lines are the Python to import with and the next command to type.
+# What works already is left as it is, and no network is used then. Otherwise pip installs into the
+# active virtual environment, or into .venv in the skill's folder, where generate.py finds it by
+# itself. The system's Python is not touched; only where Debian's python3-venv is missing, and only
+# as root, apt-get installs that. It never uses sudo and edits no profile. Everything is said on
+# standard error; the last lines name the Python to import with and the next command to type.
 
 set -eu
 
@@ -17,7 +19,8 @@ state = "bare" if sys.prefix == getattr(sys, "base_prefix", sys.prefix) else "ve
 about = "Python %d.%d.%d" % sys.version_info[:3]
 try:
     import requests, PIL.Image
-    state, about = "ready", "%s with requests %s and Pillow %s" % (about, requests.__version__, PIL.__version__)
+    versions = (about, requests.__version__, PIL.__version__)
+    state, about = "ready", "%s with requests %s and Pillow %s" % versions
 except Exception:
     pass
 print((state if sys.version_info >= (3, 9) else "old") + " " + about)'
@@ -27,9 +30,9 @@ has() { command -v "$1" >/dev/null; }
 quiet() { "$@" >/dev/null 2>&1 </dev/null; }
 quoted() { printf '%s\n' "$1" | sed "/[^A-Za-z0-9_.\/-]/ { s/'/'\\\\''/g; s/^/'/; s/\$/'/; }"; }
 can_venv() { [ "$python" ] && quiet "$python" -c 'import ensurepip, venv'; }
-fail() { say "error: $1"; printf '%s\n' "$2"; exit 1; } # what is wrong, and the command to type about it
+fail() { say "error: $1"; printf '%s\n' "$2"; exit 1; } # what is wrong, and the command to type
 
-look_at() { # the interpreter $1: $state is absent, old, bare, venv (a virtual environment's) or ready, $about says more
+look_at() { # the interpreter $1: $state is absent, old, bare, venv or ready, $about says more
     line=$("$1" -c "$ABOUT" 2>/dev/null </dev/null) || line=absent
     state=${line%% *} about=${line#* }
 }
@@ -38,7 +41,10 @@ find_python() { # $python: the first that is new enough, if any; $too_old: those
     too_old=
     for python in $NAMES; do
         look_at "$python"
-        case $state in ready | venv | bare) return ;; old) too_old="$too_old, $python is ${about%% with *}" ;; esac
+        case $state in
+            ready | venv | bare) return ;;
+            old) too_old="$too_old, $python is ${about%% with *}" ;;
+        esac
     done
     python=
 }
@@ -60,19 +66,25 @@ get_venv_module() { # on Debian and its kin, which pack it apart
 }
 
 make_venv() {
-    if ! can_venv && ! has uv && has apt-get && { [ "$python" ] || [ -z "$too_old" ]; }; then get_venv_module; fi
+    if ! can_venv && ! has uv && has apt-get && { [ "$python" ] || [ -z "$too_old" ]; }; then
+        get_venv_module
+    fi
     if can_venv; then
         set -- "$python" -m venv
     elif has uv; then
         set -- uv venv --quiet --python "${python:-3.13}"
     else
-        fail "no Python 3.9 or newer with the venv module was found$too_old. Install one, or uv, and come back here:" "$again"
+        missing="no Python 3.9 or newer with the venv module was found$too_old"
+        fail "$missing. Install one, or uv, and come back here:" "$again"
     fi
     [ -w "$skill" ] || fail "$skill is read-only. To use a virtual environment elsewhere:" \
         "$* ~/.product-shots-venv && . ~/.product-shots-venv/bin/activate && $again"
     say "making $venv"
     rm -rf "$venv" # a stale one, whose Python or pip is gone
-    "$@" "$venv" || { rm -rf "$venv" && fail "that failed, see above; nothing of it is left. To try again:" "$again"; }
+    "$@" "$venv" || {
+        rm -rf "$venv"
+        fail "that failed, see above; nothing of it is left. To try again:" "$again"
+    }
     look_at_own
 }
 
@@ -98,9 +110,11 @@ main() {
     say "to import it in Python, use: $(quoted "$(command -v "$own")")"
 
     python=$(quoted "${python:-$own}")
-    command="$python $(quoted "${at}scripts/generate.py") --prompt \"a red apple on wood\" --output apple.jpeg"
+    command="$python $(quoted "${at}scripts/generate.py")"
+    command="$command --prompt \"a red apple on wood\" --output apple.jpeg"
     if ! quiet "$own" -Bc 'import generate; generate.load_api_key()'; then
-        say 'no key yet. Once there is one: export OMNIMAAS_API_KEY="sk-...". A stand-in gateway shows it without:'
+        say 'no key is set yet. When you have one: export OMNIMAAS_API_KEY="sk-..."'
+        say 'to try it without a key, with a stand-in gateway:'
         command="$python $(quoted "${at}tests/gateway.py") -- $command"
     fi
     printf '%s\n' "$command"

@@ -110,7 +110,7 @@ def make_environment(folder: Path, *options: str) -> None:
 def prepared(outcome: Outcome, use: Path, python: str = "python3", at: str = "") -> None:
     """All is well. Its last lines name the Python to import with and the next command to type."""
     assert (outcome.code, outcome.out) == (0, ""), outcome.err
-    ready, to_import, _, command = outcome.err.splitlines()[-4:]
+    ready, to_import, *_, command = outcome.err.splitlines()[-5:]
     assert re.match(r"\[setup\] ready: Python 3\.\d+\.\d+ with requests [\d.]+ and Pillow ", ready)
     assert to_import.startswith("[setup] to import it in Python, use: ")
     assert shlex.split(to_import)[-1] == str(use)
@@ -306,7 +306,8 @@ def test_no_packages_names_the_installer(machine: Machine, gateway: Gateway, mak
     make(machine.venv)
     outcome = machine.has(python3=BARE).run("python3", "scripts/generate.py", *MAKE)
     assert (outcome.code, outcome.out, gateway.calls) == (3, "", [])
-    assert f"Run: bash '{machine.skill / 'scripts' / 'setup.sh'}'" in outcome.err
+    command = shlex.join(["bash", str(machine.skill / "scripts" / "setup.sh")])
+    assert f"Run this, and use the Python that it names: {command}\n" in outcome.err
     assert "Traceback" not in outcome.err
     assert machine.run("python3", "scripts/generate.py", "--list-models").code == 0
 
