@@ -374,16 +374,16 @@ class Job(NamedTuple):
         drafts = [self.encoded(f"   draft {number + 1}", True) for number in range(count)]
         return [*drafts, self.encoded()]
 
-    def usage(self, pictures: int, *names: str, drafts: int = 0) -> dict[str, Any]:
+    def usage(self, made: int, *names: str) -> dict[str, Any]:
         """Tokens in, out and in all, about as a real service counts them, under its names."""
         spent = len(self.prompt) // 4 + 1 + 258 * len(self.references)
-        made = pictures * self.size[0] * self.size[1] // 256 + 100 * drafts
         return dict(zip(names, (spent, made, spent + made)))
 
 
 def image_usage(job: Job, pictures: int, drafts: int = 0) -> dict[str, Any]:
     names = "input_tokens", "output_tokens", "total_tokens"
-    usage, images = job.usage(pictures, *names, drafts=drafts), 258 * len(job.references)
+    made = pictures * job.size[0] * job.size[1] // 1000 + 100 * drafts  # as at medium quality
+    usage, images = job.usage(made, *names), 258 * len(job.references)
     details = {"text_tokens": usage["input_tokens"] - images, "image_tokens": images}
     return {**usage, "input_tokens_details": details}
 
@@ -434,7 +434,8 @@ def whole_events(job: Job, gateway: Gateway) -> list[Any]:
 
 def give_chat(job: Job, gateway: Gateway) -> Reply:
     images = [f"data:image/jpeg;base64,{image}" for image in job.with_drafts(gateway.drafts)]
-    usage = job.usage(len(images), "prompt_tokens", "completion_tokens", "total_tokens")
+    made = 1120 * len(images)  # what Gemini 3 Pro Image reports for one of up to 2K
+    usage = job.usage(made, "prompt_tokens", "completion_tokens", "total_tokens")
     head = {"id": uuid.uuid4().hex, "created": int(time.time()), "model": job.model}
     if job.option("stream"):
         deltas = CHAT_STYLES.get(gateway.style, openrouter)(images)
@@ -502,7 +503,7 @@ def pixels(size: str | None) -> tuple[int, int]:
 def asked_shape(prompt: str, ratio: Any, edge: Any) -> tuple[int, int]:
     """From the fields, else from "(aspect ratio: X:Y)" in the prompt, else square."""
     ratio = ratio or (re.findall(r"\(aspect ratio: (.+?)\)", prompt) or ["1:1"])[-1]
-    width, height = (int(share) for share in ratio.split(":"))
+    width, height = (float(share) for share in ratio.split(":"))
     scale = LONG_EDGE_PX[edge or "1K"] / max(width, height)
     return round(width * scale), round(height * scale)
 
@@ -594,7 +595,7 @@ def native(received: Received, gateway: Gateway) -> Reply:
     del made[-1]["thought"]
     candidate = {"content": {"role": "model", "parts": made}, "finishReason": "STOP", "index": 0}
     names = "promptTokenCount", "candidatesTokenCount", "totalTokenCount"
-    usage = job.usage(len(made), *names)
+    usage = job.usage(1120 * len(made), *names)
     return Reply(body={"candidates": [candidate], "usageMetadata": usage, "modelVersion": model})
 
 

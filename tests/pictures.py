@@ -52,6 +52,45 @@ def motif(size=SMALL, mode: str = "RGB") -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
+@cache
+def slope(width: int, height: int) -> Image.Image:
+    """Red grows from left to right and green from top to bottom: see `part_shown`."""
+    down = Image.linear_gradient("L").resize((width, height), Image.Resampling.BILINEAR)
+    across = Image.linear_gradient("L").rotate(90)
+    across = across.resize((width, height), Image.Resampling.BILINEAR)
+    return Image.merge("RGB", [across, down, Image.new("L", (width, height), 128)])
+
+
+def part_shown(data: bytes) -> tuple[float, float, float, float]:
+    """Which part of a whole `slope` this is: left, top, right and bottom, from 0 to 1."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    right, bottom = image.width - 1, image.height - 1
+    left, top, *_ = image.getpixel((0, 0))
+    right, bottom, *_ = image.getpixel((right, bottom))
+    return left / 255, top / 255, right / 255, bottom / 255
+
+
+@cache
+def photo(width: int, height: int) -> bytes:
+    """A JPEG with as much detail at each scale as a photograph has."""
+    image = Image.new("L", (width, height), 128)
+    for step in (2, 4, 8, 16, 32, 64, 128, 256):
+        size = width // step + 1, height // step + 1
+        noise = Image.frombytes("L", size, random.Random(step).randbytes(size[0] * size[1]))
+        image = Image.blend(image, noise.resize(image.size, Image.Resampling.BICUBIC), 0.4)
+    return encoded(image.convert("RGB"), "JPEG", quality=92)
+
+
+@cache
+def logo(fmt: str = "PNG") -> bytes:
+    """Thin green lines on blue: a palette of two colours at 1 bit, as a JPEG at full resolution."""
+    image = Image.new("P", LARGE, 0)
+    image.putpalette(bytes((*BLUE, *GREEN)))
+    for x in range(100, LARGE[0], 10):
+        ImageDraw.Draw(image).line((x, 0, x, LARGE[1]), fill=1, width=3)
+    return encoded(image if fmt == "PNG" else image.convert("RGB"), fmt)
+
+
 def picture(width=400, height=300, mode="RGB", fmt="PNG", noise=False, seed=0, **save) -> bytes:
     """The motif, or incompressible noise; everything else goes to `Image.save`."""
     image = motif((width, height), mode)
@@ -199,6 +238,49 @@ def deep_ramp(width: int = 1280, height: int = 40) -> bytes:
     return encoded(Image.frombytes("I;16", (width, height), row * height), "PNG")
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """One chunk of a PNG."""
+    length, check = struct.pack(">I", len(data)), struct.pack(">I", zlib.crc32(kind + data))
+    return length + kind + data + check
+
+
+def deep_keyed(mode: str = "RGB", size=(1280, 96)) -> bytes:
+    """As `keyed`, at 16 bits; in grey, red and green share a byte each with the key."""
+    colours = [(257 * red, 257 * green, 257 * blue) for red, green, blue in MOTIF]
+    key: tuple[int, ...] = (0x0107, 0x0208, 0x0309)
+    if mode == "L":
+        greys = motif((2, 2), "L").tobytes()
+        colours = [(256 * grey + low,) for low, grey in enumerate(greys)]
+        key = (256 * greys[0] + 1,)
+    samples = [struct.pack(f">{len(key)}H", *colour) for colour in (*colours, key)]
+    (width, height), pixel = size, len(samples[0])
+    rows = b""
+    for y in range(height):
+        left, right = samples[:2] if 2 * y < height else samples[2:4]
+        row = left * (width // 2) + right * (width // 2)
+        if 3 / 8 <= y / height < 5 / 8:
+            edge = width * 3 // 8 * pixel
+            row = row[:edge] + samples[4] * (width // 4) + row[-edge:]
+        rows += b"\0" + row
+    header = struct.pack(">IIBBBBB", width, height, 16, 2 if mode == "RGB" else 0, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))]
+    parts += [chunk(b"IDAT", zlib.compress(rows, 1)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def big_tiff(order: str = "<", size=SMALL) -> bytes:
+    """The motif as a BigTIFF in this byte order (libtiff.gitlab.io/libtiff: BigTIFF)."""
+    (width, height), pixels = size, motif(size).tobytes()
+    tags = {256: width, 257: height, 259: 1, 262: 2, 277: 3, 278: height, 279: len(pixels)}
+    start = 16 + 8 + 20 * (len(tags) + 2) + 8  # of the pixels
+    rows = [struct.pack(f"{order}HHQ3H2x", 258, 3, 3, 8, 8, 8)]
+    for tag, value in {**tags, 273: start}.items():
+        rows.append(struct.pack(f"{order}HHQQ", tag, 16, 1, value))
+    rows.sort(key=lambda row: struct.unpack(f"{order}H", row[:2]))
+    head = struct.pack(f"{order}HHHQQ", 43, 8, 0, 16, len(rows))
+    return (b"II" if order == "<" else b"MM") + head + b"".join(rows) + bytes(8) + pixels
+
+
 def keyed(mode: str = "RGB", size=LARGE, fmt: str = "PNG") -> bytes:
     """A transparent square made by one colour, or one palette entry, in place of alpha."""
     image = motif(size, mode).copy()
@@ -242,17 +324,24 @@ def huge(width: int = 12_000, height: int = 8_000) -> bytes:
 def bomb() -> bytes:
     """A PNG of 900 megapixels, as it says."""
     data = picture()
-    header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + data[24:29]
-    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+    header = chunk(b"IHDR", struct.pack(">II", 30_000, 30_000) + data[24:29])
+    return data[:8] + header + data[33:]
 
 
 def cut(data: bytes, share: float = 0.6) -> bytes:
     return data[: int(len(data) * share)]
 
 
+@cache
 def heic() -> bytes:
+    """As a phone makes it: in Display P3, stored turned."""
     file, pillow_heif = io.BytesIO(), importlib.import_module("pillow_heif")
-    pillow_heif.from_pillow(motif()).save(file)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    stored = Image.open(io.BytesIO(display_p3(fmt="PNG"))).transpose(STORED_AS[6])
+    photo = pillow_heif.from_pillow(stored)
+    photo.info["icc_profile"] = DISPLAY_P3
+    photo.save(file, quality=95, exif=exif.tobytes())
     return file.getvalue()
 
 
@@ -304,6 +393,10 @@ TRAPS: dict[str, Trap] = {
     "rgb-with-cmyk-profile.jpg": Trap(partial(big, fmt="JPEG", icc_profile=PRESS), REMADE),
     "garbage-profile.jpg": Trap(partial(big, fmt="JPEG", icc_profile=b"none" * 60), REMADE),
     "16-bit-ramp.png": Trap(deep_ramp, REMADE, tolerance=0),
+    "16-bit-keyed.png": Trap(deep_keyed, REMADE, True),
+    "16-bit-grey-keyed.png": Trap(partial(deep_keyed, "L"), REMADE, True),
+    "big-ii.tiff": Trap(big_tiff, REMADE, tolerance=1),
+    "big-mm.tiff": Trap(partial(big_tiff, ">"), REMADE, tolerance=1),
     "1-bit.png": Trap(partial(big, "1"), REMADE),
     "palette-keyed.png": Trap(partial(keyed, "P"), REMADE, True),
     "grey-hole.png": Trap(partial(big, "LA"), REMADE, True),
@@ -315,6 +408,5 @@ TRAPS: dict[str, Trap] = {
     "bomb.png": Trap(bomb, REFUSED),
     "cut.jpg": Trap(lambda: cut(picture(fmt="JPEG", noise=True)), REFUSED),
     "empty.png": Trap(bytes, REFUSED),
-    "photo.heic": Trap(heic, REFUSED),
     "drawing.eps": Trap(partial(picture, fmt="EPS"), REFUSED),  # Pillow would run Ghostscript
 }

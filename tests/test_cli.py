@@ -30,13 +30,14 @@ ASK = ("--prompt", "a cup", "--output", "cup.jpeg")
 SUCCESS = {
     *("ok", "path", "paths", "model", "family", "endpoint", "format", "width", "height", "bytes"),
     *("elapsed_s", "attempts", "usage", "total_tokens", "estimated_cost_cny"),
+    *("possible_cost_cny", "originals"),
     *("base_url", "key_source", "url_source", "warnings"),
 }
 LONG = "x" * 4000
 FLAGS = """
-    --prompt --prompt-file --model --family --aspect-ratio --size --negative-prompt --n
-    --reference-image --mask --param --output --timeout --attempts --proxy --json
-    --dry-run --check --list-models --quiet --version --help
+    --prompt --prompt-file --model --family --use-case --aspect-ratio --fit --size
+    --negative-prompt --n --reference-image --mask --param --output --timeout --attempts
+    --proxy --stream --json --dry-run --check --list-models --costs --quiet --version --help
 """
 
 
@@ -198,8 +199,8 @@ def test_help_names_every_flag_on_any_console(cli: Any) -> None:
     outcome = cli("--help", env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
     assert (outcome.code, outcome.err) == (0, "")
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", outcome.out)) == set(FLAGS.split())
-    for default in (GEMINI, "1024x1024", "300", "./output-"):
-        assert default in outcome.out
+    for words in (GEMINI, "1024x1024", "300", "./output-", "replaced if it exists"):
+        assert words in outcome.out
 
 
 @pytest.mark.parametrize("flag", ["--list-models", "--version", "--help"])
@@ -222,7 +223,8 @@ def test_check_shows_what_is_configured_and_asks_for_free(gateway: Gateway, run:
     assert facts["python"] == sys.version.split()[0]
     assert lines.pop("accepted") == "yes"
     assert lines.items() <= {name: str(fact) for name, fact in facts.items()}.items()
-    assert len(lines) == len(facts) - 3  # all but accepted, ok and warnings
+    unsaid = {name for name, fact in facts.items() if fact in (None, [], True)}
+    assert set(facts) - set(lines) == unsaid  # no budget, no warnings, no image models
     assert {(got.method, got.path) for got in gateway.requests} == {("GET", "/v1/models")}
     assert gateway.requests[0].headers["Authorization"] == f"Bearer {gateway.key}"
 
@@ -234,7 +236,7 @@ def test_check_shows_what_is_configured_and_asks_for_free(gateway: Gateway, run:
         "broken": (Reply(500), 6, "unknown"),
         "silent": (Reply(hang="accept"), 6, "unknown"),
         "refused with a 200": (Reply(body={"code": 401, "msg": "No."}), 4, "no"),
-        "a web page: /v1 is missing": (Reply(body="<html>Shop"), 7, "unknown"),
+        "a web page: /v1 is missing": (Reply(body="<html>Shop"), 9, "unknown"),
     },
 )
 def test_check_fails_as_a_call_would(
@@ -263,7 +265,7 @@ def test_check_of_a_gateway_without_that_page_cannot_tell(gateway: Gateway, run:
 @pytest.mark.parametrize("model", [GEMINI, GPT])
 def test_a_dry_run_shows_the_request(gateway: Gateway, run: Any, model: str, count: int) -> None:
     """Validate everything, print the request as JSON, key masked, image bytes as `<…>`."""
-    data, mask = pictures.picture(fmt="JPEG"), pictures.picture(mode="RGBA")
+    data, mask = pictures.picture(256, 256, fmt="JPEG"), pictures.picture(256, 256, mode="RGBA")
     Path("ref.jpg").write_bytes(data)
     Path("mask.png").write_bytes(mask)
     words = ["--prompt", "一杯茶", "--model", model, "--output", "new/cup.png"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import builtins
-import copy
 import inspect
 import io
 import logging
+import os
 import pickle
+import pydoc
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import bodies
 import generate
 import pictures
 import pytest
+from bodies import prompt_in, references_in
 from conftest import MODELS, Run, both_families, table
 from gateway import Gateway, Received, Reply
 from PIL import Image
@@ -26,21 +29,18 @@ from PIL import Image
 GEMINI, GPT = MODELS["gemini"], MODELS["openai"]
 IMAGE = "prompt model aspect_ratio negative_prompt reference_images output_path"
 ORDERS = {  # all positional arguments, and how many of them have no default
+    "generate": (IMAGE, 1),
     "generate_image": (IMAGE, 1),
     "generate_openai": ("prompt model size n ref_images api_key base_url", 2),
     "generate_gemini": ("prompt model ref_images api_key base_url", 1),
 }
 OTHERS = """load_api_key load_base_url validate_args model_family maybe_resize compose_prompt
     handle_http_error classify_response_error"""
-FACTS = "message hint status retryable billed image_url saved_at kind exit_code"
-
-
-def facts_of(error: Any) -> list[Any]:
-    return [type(error), str(error), *(getattr(error, name) for name in FACTS.split())]
+PUBLIC = {*ORDERS, "Generation", "ImageGenError", "Picture"}
+PUBLIC |= {kind.__name__ for kind in generate.ImageGenError.__subclasses__()}
 
 
 def make(family: str, **options: Any) -> Any:
-    """Pictures of this family by its own function."""
     return getattr(generate, f"generate_{family}")("a cup", MODELS[family], **options)
 
 
@@ -48,82 +48,225 @@ def make(family: str, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", ORDERS)
-def test_argument_order(name: str) -> None:
-    """'This argument order is the one that existing callers use.'"""
+def test_arguments(name: str) -> None:
+    """'This argument order is the one that existing callers use. All other arguments are
+    keyword-only, typed, with a line each in the docstring.'"""
     order, required = ORDERS[name]
-    parameters = inspect.signature(getattr(generate, name)).parameters.values()
+    function = getattr(generate, name)
+    parameters = inspect.signature(function).parameters.values()
     placed = [each for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
     assert [each.name for each in placed] == order.split()
     assert [each.default is each.empty for each in placed].count(True) == required
+    assert not any(each.kind is each.VAR_KEYWORD for each in parameters)
+    assert all(each.annotation not in (each.empty, "Any") for each in parameters)
+    described = re.findall(r"(?m)^    (\w+)  +\S", function.__doc__)
+    assert described == [each.name for each in parameters]
 
 
 @pytest.mark.parametrize("name", [*ORDERS, *OTHERS.split()])
 def test_specified_functions(name: str) -> None:
-    """Each is documented, 'picklable by name', and its annotations name what the module has."""
+    """Each is documented, and 'picklable by name for process pools'."""
     function = getattr(generate, name)
     assert function.__doc__
     assert pickle.loads(pickle.dumps(function)) is function
-    texts = function.__annotations__.values()
-    words = {word for text in texts for word in compile(text, name, "eval").co_names}
-    assert [w for w in words if not hasattr(generate, w) and not hasattr(builtins, w)] == []
 
 
-@pytest.mark.parametrize("name", ["colour", "aspectratio", "output"])
+@pytest.mark.parametrize("name", ["aspectratio", "output"])
 @pytest.mark.parametrize("maker", ORDERS)
-def test_unknown_argument(gateway: Gateway, maker: str, name: str) -> None:
-    """'A misspelt one is Python's own TypeError'; output is what the command line calls it."""
-    with pytest.raises(TypeError, match=name):
-        getattr(generate, maker)("a cup", GPT, **{name: "red"})
-    assert not gateway.requests
+def test_misspelt_argument(maker: str, name: str) -> None:
+    """'A misspelt one is Python's own TypeError' before anything else, here a missing key."""
+    with pytest.raises(TypeError, match=rf"^{maker}\(\) .*'{name}'"):
+        getattr(generate, maker)("", "no-model", **{name: "red"})
 
 
-def test_generate_image(gateway: Gateway, reference: Path, tmp_path: Path) -> None:
-    """By position, and by name what only the command line has otherwise; 'returning the path'."""
+def test_arguments_are_the_same_everywhere() -> None:
+    """'generate: exactly generate_image's parameters'; a name has one type and one default."""
+    signatures = [inspect.signature(getattr(generate, name)).parameters for name in ORDERS]
+    whole, image, *others = signatures
+    assert list(whole.items()) == list(image.items())
+    for name, each in (pair for parameters in others for pair in parameters.items()):
+        like = whole[name.replace("ref_", "reference_")]
+        assert name == "model" or (each.annotation, each.default) == (like.annotation, like.default)
+
+
+@both_families
+def test_arguments_mean_the_same_everywhere(
+    gateway: Gateway, family: str, reference: Path, tmp_path: Path
+) -> None:
+    """The same picture asked for in each of the ways that a family has is the same request."""
+    common: dict[str, Any] = {"aspect_ratio": "16:9", "negative_prompt": "text"}
+    common.update(params={"user": "mia"}, timeout=30, attempts=1, stream=True)
+    for name in ("generate", "generate_image"):
+        function = getattr(generate, name)
+        function("a cup", MODELS[family], reference_images=[reference], **common)
+    make(family, ref_images=[reference], **common)
+    asked = []
+    for call in gateway.calls:
+        fields = call.fields if family == "openai" else {**call.json, "messages": None}
+        asked.append((call.path, fields, prompt_in(call), references_in(call)))
+    assert asked == [asked[0]] * 3
+    assert "text" in asked[0][2] and asked[0][1]["user"] == "mia"
+
+
+def test_size_wins_over_the_ratio(gateway: Gateway) -> None:
+    """'Size and ratio given: the size wins, with a warning' and no second one about the shape."""
+    for name in ("generate", "generate_openai"):
+        made = getattr(generate, name)("a cup", GPT, size="1024x1024", aspect_ratio="16:9")
+        (warning,) = made.warnings
+        assert all(word in warning for word in ("size 1024x1024", "aspect_ratio 16:9"))
+        assert "--" not in warning
+    make("openai", size=None)
+    assert [call.json["size"] for call in gateway.calls] == ["1024x1024"] * 3
+
+
+MISTAKES = {  # function and arguments, and the argument's name in the message
+    "n": ("generate_openai", {"n": 11}, "n"),
+    "family": ("generate", {"model": "my-model"}, "family"),
+    "mask": ("generate_openai", {"mask": "mask.png"}, "ref_images"),
+    "a field": ("generate_openai", {"params": {"image": 1}}, "ref_images"),
+    "a field of all": ("generate", {"params": {"image": 1}}, "reference_images"),
+    "no JSON": ("generate", {"params": {"user": {1}}}, "parameter"),
+    "no number": ("generate", {"params": {"seed": float("nan")}}, "parameter"),
+}
+
+
+@table("name, options, argument", MISTAKES)
+def test_argument_has_the_name_that_the_caller_knows(
+    gateway: Gateway, name: str, options: Any, argument: str
+) -> None:
+    """'Messages name the flag on the command line and the argument in a library.'"""
+    with pytest.raises(generate.UsageError) as caught:
+        getattr(generate, name)(**{"prompt": "a cup", "model": GPT, **options})
+    assert re.search(rf"(?<![-\w]){argument}\b", str(caught.value))
+    assert "--" not in str(caught.value)
+
+
+# --- What is public ---
+
+
+def test_public_names() -> None:
+    """'`__all__` names what is public', and with it `help`, which opens with what this is for."""
+    assert sorted(generate.__all__) == sorted(PUBLIC)
+    shown = pydoc.plain(pydoc.render_doc(generate))
+    assert "from generate import generate_image" in "\n".join(shown.splitlines()[:20])
+    classes = set(re.findall(r"(?m)^    class (\w+)", shown))
+    functions = set(re.findall(r"(?m)^    (\w+)\(", shown))
+    assert (classes, functions) == (PUBLIC - set(ORDERS), set(ORDERS))
+    assert re.findall(r"(?m)^    _[a-z]\w*", shown) == []
+
+
+CALLER = """\
+from pathlib import Path
+from typing import Optional
+from generate import *
+made: Generation = generate("a cup", reference_images=[Path("cup.png"), "cup.jpg", b"bytes"], n=2)
+facts: tuple[list[bytes], tuple[int, int], str] = made.images, made.pictures[0].size, made.model
+paths: list[Path] = made.paths
+originals: list[Optional[Path]] = made.originals
+numbers: list[Optional[float]] = [made.cost_cny, made.possible_cost_cny, made.tokens]
+numbers += [made.elapsed_s, made.attempts, len(made.warnings[0]), len(made.endpoint)]
+path: Path = generate_image("a cup", "gpt-image-2", mask=paths[0], params={"quality": "high"})
+image, usage = generate_openai("a cup", "gpt-image-2", None, ref_images=(b"bytes",))
+image, usage = generate_gemini("a cup", ref_images=["cup.png"], stream=True, timeout=60)
+def told(error: ImageGenError) -> list[object]:
+    return [error.exit_code, error.kind, error.hint, error.billed, error.image_urls, error.draft_at]
+"""
+WRONG = {  # a line too much, and what mypy must say of it
+    'generate("a cup", apsect_ratio="1:1")': 'Unexpected keyword argument "apsect_ratio"',
+    'generate_openai("a cup", "gpt-image-2", fit="9x9")': 'Unexpected keyword argument "fit"',
+    'generate_image("a cup", n="2")': 'Argument "n" to "generate_image" has incompatible type',
+    'generate_gemini("a cup", timeout="9")': 'Argument "timeout" to "generate_gemini"',
+    "made.cost": '"Generation" has no attribute "cost"',
+    "made.paths[0].nam": '"Path" has no attribute "nam"',
+    'ImageGenError("No.").hnit': '"ImageGenError" has no attribute "hnit"',
+}
+
+
+def test_a_type_checker_knows_it_all(tmp_path: Path) -> None:
+    """mypy objects to these mistakes of a caller, and to nothing else."""
+    (tmp_path / "caller.py").write_text(CALLER + "\n".join(WRONG) + "\n")
+    options = "--strict --no-site-packages --ignore-missing-imports --follow-imports=silent"
+    argv = [sys.executable, "-m", "mypy", *options.split(), "caller.py"]
+    env = {**os.environ, "MYPYPATH": str(Path(generate.__file__).parent)}
+    found = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    errors = [line for line in found.stdout.splitlines() if ": error: " in line]
+    assert len(errors) == len(WRONG), found.stdout
+    for number, (error, words) in enumerate(zip(errors, WRONG.values()), CALLER.count("\n") + 1):
+        assert error.startswith(f"caller.py:{number}: ") and words in error
+
+
+# --- What they make ---
+
+
+def test_generate(gateway: Gateway, reference: Path, tmp_path: Path) -> None:
+    """By position and by name; its seconds begin with the references, here behind a slow link."""
+    gateway.answer(Reply(body=reference.read_bytes(), delay=1), path="/media")
+    shots = (pictures.picture(320, 180, noise=True, seed=seed) for seed in range(2))
+    gateway.answer(Reply(body=bodies.made(*shots)))
     mask = tmp_path / "mask.png"
     mask.write_bytes(pictures.picture(40, 30, "RGBA"))
     params = {"quality": "high"}
-    placed = ("a cup", GPT, "16:9", "text", [str(reference)], "out/cup.webp")
-    path = generate.generate_image(*placed, n=2, mask=mask, params=params, timeout=30, attempts=1)
-    assert type(path) is type(tmp_path)
-    assert path == tmp_path / "out" / "cup.webp"
-    assert path.with_name("cup-2.webp").exists()
+    links = [f"{gateway.origin}/media/cup.png"]
+    placed = ("a cup", GPT, "16:9", "text", links, tmp_path / "out" / "cup.webp")
+    made = generate.generate(*placed, n=2, mask=mask, params=params, timeout=30, attempts=1)
+    assert made.paths == [tmp_path / "out" / name for name in ("cup.webp", "cup-2.webp")]
+    assert [path.read_bytes() for path in made.paths] == made.images
+    assert (made.originals, made.attempts, made.warnings) == ([None, None], 1, [])
+    assert made.cost_cny == pytest.approx(0.7)
+    assert made.tokens == made.usage["total_tokens"] and made.possible_cost_cny > made.cost_cny
+    assert 1 <= made.elapsed_s < 30
     sent = {"model": GPT, "prompt": "a cup Avoid: text", "n": "2", "size": "1536x864"}
     assert gateway.calls[0].fields == {**sent, "quality": "high"}
     assert [part.name for part in gateway.calls[0].files] == ["image[]", "mask"]
-    assert params == {"quality": "high"}, "arguments are the caller's"
+    assert params == {"quality": "high"}
 
 
 @both_families
 def test_generation(gateway: Gateway, family: str, tmp_path: Path) -> None:
     """'Generation … unpacks as image, usage', is unsaved, and can travel between processes."""
     made = make(family, ref_images=None, params=None)
+    assert list(tmp_path.iterdir()) == []
     image, usage = made
     assert (image, usage) == (made.images[0], made.usage)
     assert Image.open(io.BytesIO(image)).size == (1024, 1024)
     assert usage["total_tokens"] > 0
-    assert list(tmp_path.iterdir()) == []
     back = pickle.loads(pickle.dumps(made))
     assert (back.images, back.usage) == (made.images, made.usage)
+    described = set(re.findall(r"(?m)^    (\w+)  +\S", str(made.__doc__)))
+    assert {name for name in ("images", *vars(made)) if name[0] != "_"} == described
 
 
-def test_references_are_resized(gateway: Gateway, tmp_path: Path) -> None:
-    """'References given to the last two are resized all the same.'"""
-    path = tmp_path / "large.png"
-    path.write_bytes(pictures.picture(2000, 1000))
-    make("openai", ref_images=(path,))
-    [part] = gateway.calls[0].files
-    assert Image.open(io.BytesIO(part.data)).size == (1024, 512)
+@both_families
+def test_references_may_be_bytes(
+    gateway: Gateway, capfd: Any, caplog: Any, family: str, reference: Path
+) -> None:
+    """As good as paths, and resized; 'bytes are never printed', those of no picture neither."""
+    caplog.set_level(logging.DEBUG, "image-gen")
+    data = reference.read_bytes()
+    make(family, ref_images=(data, reference, pictures.picture(2000, 1000)))
+    (*small, (_, large)) = references_in(gateway.calls[0])
+    assert small == [("image/png", data)] * 2
+    assert Image.open(io.BytesIO(large)).size == (1024, 512)
+    with pytest.raises(generate.UsageError) as caught:
+        make(family, ref_images=b"confidential")
+    assert "12 bytes" in str(caught.value)
+    said = [str(caught.value), repr(caught.value), caplog.text, *capfd.readouterr()]
+    assert not any(words in text for text in said for words in ("confidential", "IHDR"))
 
 
 @pytest.mark.parametrize("configured", ["", "sk-of-somebody-else"])
-def test_given_key_and_url(gateway: Gateway, monkeypatch: Any, configured: str) -> None:
+def test_given_key_and_url(
+    gateway: Gateway, monkeypatch: Any, tmp_path: Path, configured: str
+) -> None:
     """Key and URL that are given need no configuration, and win over one."""
     monkeypatch.setenv("OMNIMAAS_API_KEY", configured)
     monkeypatch.setenv("OMNIMAAS_BASE_URL", "http://127.0.0.1:1/v1" if configured else "")
     given = {"api_key": gateway.key, "base_url": gateway.url + "/"}
     make("openai", **given)
     make("gemini", **given)
-    generate.generate_image("a cup", **given)
+    path = generate.generate_image("a cup", output_path="cup.jpeg", **given)
+    assert type(path) is type(tmp_path)
+    assert path == tmp_path / "cup.jpeg" and path.exists()
     sent = [call.headers["Authorization"] for call in gateway.calls]
     assert sent == [f"Bearer {gateway.key}"] * 3
 
@@ -156,17 +299,6 @@ def test_failures(gateway: Gateway, family: str, options: Any, status: int, kind
     assert error.message and error.hint and error.message in str(error)
     assert len(str(error)) < 1200, "an agent has to read it"
     assert len(gateway.requests) == bool(status)
-    assert facts_of(pickle.loads(pickle.dumps(error))) == facts_of(error)
-
-
-@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])
-@pytest.mark.parametrize("kind", generate.ImageGenError.__subclasses__())
-def test_errors_travel(kind: Any, way: Any) -> None:
-    """A process pool pickles them; what cannot be read back hangs, or hides status and bill."""
-    given = {"status": 418, "retryable": True, "image_url": "http://h/a.png", "saved_at": "/a.png"}
-    error = kind("It failed.", "Do this.", billed="yes", **given)
-    assert [getattr(error, name) for name in given] == list(given.values())
-    assert facts_of(way(error)) == facts_of(error)
 
 
 # --- Manners ---

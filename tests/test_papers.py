@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import ast
+import base64
 import functools
 import inspect
 import itertools
@@ -13,9 +13,7 @@ import json
 import os
 import re
 import shlex
-import shutil
-import subprocess
-import sys
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,16 +21,18 @@ from urllib.parse import unquote
 
 import generate
 import pytest
-from conftest import MODELS, Run, table
+from conftest import MODELS, Run
 from gateway import Gateway, Reply
 from pictures import picture
-from PIL import Image, ImageDraw
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("references/*.md"))
 NAMES = ("README.md", "SKILL.md", *REFERENCES)
-SPEC, CATALOGUE = "references/parameter-spec.md", "references/model-selection.md"
-ERRORS, IMAGES = "references/error-handling.md", "references/reference-image-handling.md"
+SPEC = "references/parameter-spec.md"
+CATALOGUE = "references/model-selection.md"
+ERRORS = "references/error-handling.md"
+IMAGES = "references/reference-image-handling.md"
 each_paper = pytest.mark.parametrize("name", NAMES)
 
 
@@ -116,11 +116,25 @@ def code(cell: str) -> str:
     return match[1]
 
 
+def codes(cell: str) -> list[str]:
+    return re.findall("`([^`]+)`", cell)
+
+
+def each_row(name: str, section: str, number: int = 0) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("row", tables(name, section)[number], ids=first)
+
+
+def dry_run(run: Run, *argv: object) -> Any:
+    return run("--prompt", "x", *argv, "--dry-run", "--json").json
+
+
+# --- Flags, arguments and variables ---
+
 FLAGS = {code(row["flag"]).split()[0]: row for row in tables(SPEC, "cli-flags")[0]}
 DEFAULTS = {"--model": generate.DEFAULT_MODEL, "--timeout": f"{generate.TIMEOUT_S:g}", "--n": "1"}
 FOREIGN = {  # flags of other programs in the papers
     *("--jobs", "--joblog", "--resume", "--resume-failed", "--colsep"),  # GNU parallel
-    *("--port", "--nthreads", "--all"),  # tests/gateway.py, dask worker, tests/run.sh
+    *("--nthreads", "--all"),  # dask worker, tests/run.sh
 }
 
 
@@ -135,21 +149,56 @@ def test_flag_table(run: Run) -> None:
         assert default == DEFAULTS.get(flag, default if value else "off"), flag
 
 
-def test_flags_in_python(clean_environment: None) -> None:
-    """A keyword that the table promises and Python refuses, with the key in place of a picture."""
+def test_flags_in_python() -> None:
+    """A keyword that the table promises and Python refuses, or takes and the table hides."""
     names = {code(row["in Python"]) for row in FLAGS.values() if row["in Python"]}
-    parameters = set(inspect.signature(generate.generate_image).parameters)
-    assert names >= parameters - {"options", "api_key", "base_url", "reference_images"}
-    for name in names - {"prompt"}:
-        with pytest.raises(generate.ImageGenError):
-            generate.generate_image(" ", **{name: None})
+    for function in (generate.generate, generate.generate_image):
+        assert names == {*inspect.signature(function).parameters} - {"api_key", "base_url"}
+
+
+def test_generation_table(gateway: Gateway) -> None:
+    """An attribute of a result that is not there, or of another type."""
+    made = generate.generate("a cup")
+    rows = {code(row["`Generation`"]): row["type"] for row in tables(SPEC, "python")[0]}
+    for name, words in rows.items():
+        assert type(getattr(made, name)).__name__ in words.split(" or "), name
+    told = set(re.findall(r"^    (\w+)  +", str(generate.Generation.__doc__), re.M))
+    assert rows.keys() == told
 
 
 @each_paper
-def test_no_unknown_flag(name: str) -> None:
-    """A flag in an example or a sentence that does not exist."""
-    found = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]|(?<![\w-])--n\b", read(name)))
-    assert found <= FLAGS.keys() | FOREIGN
+def test_mentions(name: str) -> None:
+    """A flag that does not exist, a file that a reader cannot find, a link out of the folder."""
+    text = read(name)
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]|(?<![\w-])--n\b", text))
+    assert flags <= FLAGS.keys() | FOREIGN
+    files = re.findall(r"(?<![\w/~.])((?:scripts|tests|references)/[\w.-]+\.\w+)", text)
+    assert [path for path in files if not (ROOT / path).exists()] == []
+    hosts = {"docs.cloubic.com", "api.omnimaas.com", "images.example.com", "127.0.0.1"}
+    assert set(re.findall(r"https?://([\w.-]+)", text)) <= hosts
+
+
+def test_variables() -> None:
+    """A variable that the program does not read, or reads and nobody is told of."""
+    source = (ROOT / "scripts" / "generate.py").read_text(encoding="utf-8")
+    named = {name for row in tables(SPEC, "other-variables")[0] for name in codes(first(row))}
+    assert [name for name in named if f'"{name}"' not in source] == []
+    assert named >= {*re.findall(r'^\w+_VARIABLE = "(\w+)"', source, re.M)}
+
+
+def test_precedence() -> None:
+    """A variable or file in another order than the program's."""
+    rows = tables(SPEC, "api-key--base-url-resolution")[0]
+    keys = [code(row["key"]) for row in rows]
+    urls = [codes(row["base URL"])[:1] for row in rows]
+    variables = dict(generate.CONFIG_ROWS)
+    assert keys == [*variables, *generate.KEY_FILES]
+    assert urls == [*([url] for url in variables.values()), [generate.DEFAULT_BASE_URL], [], []]
+    listed = re.findall(r"^\d\. .*`(.+)`$", sections("SKILL.md")["onboarding"], re.M)
+    assert listed == keys
+
+
+# --- Models, sizes and requests ---
 
 
 def test_catalogue(run: Run) -> None:
@@ -157,42 +206,90 @@ def test_catalogue(run: Run) -> None:
     models = run("--list-models", "--json").json["models"]
     rows = tables(CATALOGUE, "model-catalogue")[0]
     for row, model in zip(rows, models):
-        numbers = [str(model["max_references"]), str(model["max_n"])]
-        wanted = [f"`{model['name']}`", model["family"], f"{model['price_cny']:.2f}", *numbers]
-        assert list(row.values()) == [*wanted, model["typical"], ", ".join(model["sizes"])]
+        tokens = " / ".join(f"{price:.4f}" for price in model["token_prices_cny"] or ())
+        wanted = [f"`{model['name']}`", model["family"], f"{model['price_cny']:.2f}", tokens]
+        wanted += [str(model["max_references"]), str(model["max_n"]), model["typical"]]
+        assert list(row.values()) == [*wanted, ", ".join(model["sizes"])]
     assert len(rows) == len(models) == len(generate.CATALOGUE)
-    taken = [code(row["take"]) for row in tables(CATALOGUE, "decision-tree")[0]]
-    assert {*taken} <= {model["name"] for model in models}
-    assert taken[-1] == generate.DEFAULT_MODEL
+    prices = {model["name"]: f"{model['price_cny']:.2f}" for model in models}
+    chosen = [code(row["choose"]) for row in tables(CATALOGUE, "decision-tree")[0]]
+    assert {*chosen} <= prices.keys() and chosen[-1] == generate.DEFAULT_MODEL
+    money = sections("SKILL.md")["money"]
+    told = re.findall(r"(g\w+-[\w.-]+\w) (?:costs about )?(\d\.\d\d)\b", money)
+    assert len(told) == 3 and {*told} <= {*prices.items()}
+    cost = 2 * float(prices[generate.DEFAULT_MODEL]) + 2 * float(prices["gpt-image-2"])
+    assert f"about {cost:.2f} CNY" in sections("README.md")["with-a-real-key"]
 
 
-@pytest.mark.parametrize("row", tables(CATALOGUE, "family-routing")[0], ids=first)
+RATIOS = tables(SPEC, "aspect-ratio--openai-size-mapping")[0]
+SIZES = tables(SPEC, "platform-sizes")[0]
+PATTERNS = tables(CATALOGUE, "family-routing")[1]
+USE_CASES = tables(CATALOGUE, "use-cases")[0]
+PLATFORMS = """2388x1024 1536x1024 1024x1024 1080x1350 1080x1920 1080x1080 1080x566 1440x2560
+    1440x1800 1200x628 1200x627 1200x630 1200x1200 960x1200 1000x1500 1000x1000 900x383 1200x675
+    1280x720 320x320"""
+
+
+def test_tables_are_complete() -> None:
+    """A ratio, a use case, or a size that callers need, and no row for it."""
+    assert [first(row) for row in RATIOS] == ["none", *generate.OPENAI_SIZE_BY_RATIO]
+    openai = [model.name for model in generate.CATALOGUE if model.family == "openai"]
+    assert [code(title) for title in list(RATIOS[0])[1:]] == openai
+    assert [code(row["`--fit`"]) for row in SIZES] == PLATFORMS.split()
+    assert [code(first(row)) for row in USE_CASES] == list(generate.MODEL_BY_USE_CASE)
+
+
+def shown_requests() -> Iterator[tuple[list[str], str, Any]]:
+    """Arguments, a field of the request, and the value that the papers show for it."""
+    for row in RATIOS:
+        given = ["--aspect-ratio", row["ratio"]] if row["ratio"] != "none" else []
+        for model, size in list(row.items())[1:]:
+            yield ["--model", code(model), *given], "size", size
+    for row in SIZES:
+        fit = ["--fit", code(row["`--fit`"])]
+        yield [*fit, "--model", "gpt-image-2"], "size", row["gpt-image-2 is asked for"]
+        yield fit, "text", f"x (aspect ratio: {row['gemini is asked for']})"
+    for row in USE_CASES:
+        yield ["--use-case", code(row["use case"])], "model", code(row["model"])
+    for row in tables(SPEC, "ratio-and-resolution-with-gemini")[0]:
+        argv = shlex.split(code(row["add"]))
+        name, _, value = argv[1].partition("=")
+        yield argv, name, json.loads(value)
+
+
+@pytest.mark.parametrize("argv, field, value", [*shown_requests()], ids=str)
+def test_shown_request(argv: list[str], field: str, value: Any, run: Run, gateway: Gateway) -> None:
+    """A size, ratio, model or field in the papers that the program does not ask for."""
+    request = dry_run(run, *argv)["json"]
+    if field == "text":
+        request.update(request["messages"][0]["content"][0])
+    assert request[field] == value
+
+
+@pytest.mark.parametrize("row", PATTERNS, ids=first)
+def test_pattern_row(row: dict[str, str], run: Run, gateway: Gateway) -> None:
+    """A name that is not placed as the papers say, or takes other sizes or references."""
+    like = dry_run(run, "--model", code(row["asked as"]), "--aspect-ratio", "16:9")
+    for pattern in codes(row["names"]):
+        argv = ("--model", pattern.replace("…", "x7"), "--aspect-ratio", "16:9")
+        facts = dry_run(run, *argv)
+        assert facts["url"].endswith(generate.ENDPOINTS[row["family"]])
+        assert facts["json"].get("size") == like["json"].get("size")
+        assert facts["estimated_cost_cny"] is None
+        for more in (0, 1):  # one too many, and none is even looked at
+            references = ["--reference-image", "nowhere.png"] * (int(row["references"]) + more)
+            done = run("--prompt", "x", *argv, *references)
+            assert (done.code, "nowhere.png" in done.err) == (2, not more)
+
+
+@each_row(CATALOGUE, "family-routing")
 def test_endpoint_row(row: dict[str, str], run: Run, gateway: Gateway, reference: Path) -> None:
-    """Requests that go elsewhere than the papers say, or hold other fields."""
+    """Requests that go elsewhere than the papers say."""
     for given in {"no": [0], "yes": [1], "either": [0, 1]}[row["references"]]:
-        argv = ("--prompt", "x", "--model", MODELS[row["family"]], "--dry-run")
-        facts = json.loads(run(*argv, *("--reference-image", reference)[: 2 * given]).out)
+        references = ("--reference-image", reference)[: 2 * given]
+        facts = dry_run(run, "--model", MODELS[row["family"]], *references)
         assert facts["url"].endswith("/v1" + code(row["endpoint"]))
-        fields = facts["json" if "JSON" in row["the request"] else "fields"]
-        openai = {"model", "prompt", "n", "size"}
-        assert fields.keys() == (openai if row["family"] == "openai" else {"model", "messages"})
-        assert [part["name"] for part in facts.get("files", ())] == ["image[]"] * ("files" in facts)
-
-
-RATIOS = {row["ratio"]: row for row in tables(SPEC, "aspect-ratio--openai-size-mapping")[0]}
-
-
-@pytest.mark.parametrize("ratio", RATIOS)
-def test_ratio_row(ratio: str, run: Run, gateway: Gateway) -> None:
-    """A pixel size in the papers that the program does not ask for."""
-    assert list(RATIOS) == ["none", *generate.OPENAI_SIZE_BY_RATIO]
-    given = () if ratio == "none" else ("--aspect-ratio", ratio)
-    sizes = {code(title): size for title, size in RATIOS[ratio].items() if title != "ratio"}
-    openai = {model.name for model in generate.CATALOGUE if model.family == "openai"}
-    assert sizes.keys() == openai
-    for model, size in sizes.items():
-        facts = json.loads(run("--prompt", "x", "--model", model, *given, "--dry-run").out)
-        assert facts["json"]["size"] == size, model
+        assert ("json" in facts) == ("JSON" in row["the request"])
 
 
 # --- Errors ---
@@ -200,8 +297,8 @@ def test_ratio_row(ratio: str, run: Run, gateway: Gateway) -> None:
 
 def test_exit_codes(run: Run) -> None:
     """A code, kind, bill or class in the papers, in the program and in --help that differ."""
-    table = tables(ERRORS, "common-failure-modes")[0]
-    rows = [(int(row["code"]), row["kind"].strip("`"), row["billed"]) for row in table]
+    listed = tables(ERRORS, "common-failure-modes")[0]
+    rows = [(int(row["code"]), row["kind"].strip("`"), row["billed"]) for row in listed]
     assert rows == sorted(rows, key=lambda row: row[0])
     assert sorted(rows[1:]) == sorted(row[:3] for row in generate.EXIT_CODES if row[0])
     helped = run("--help").out
@@ -212,6 +309,14 @@ def test_exit_codes(run: Run) -> None:
     assert named == classes | {"ImageGenError"}
     explained = [int(row["code"]) for row in tables("README.md", "when-it-fails")[0]]
     assert explained == sorted({row[0] for row in rows[1:]})
+    purse = re.search(
+        r"code: (.+) cost nothing; (.+) may have cost something; (.+) were paid",
+        sections("SKILL.md")["money"],
+    )
+    assert purse
+    for billed, text in zip(("no", "maybe", "yes"), purse.groups()):
+        numbers = {int(number) for number in re.findall(r"\d+", text)}
+        assert numbers == {row[0] for row in rows[1:] if row[2] == billed}, billed
 
 
 def failed(answered: int, **facts: Any) -> Reply:
@@ -219,19 +324,23 @@ def failed(answered: int, **facts: Any) -> Reply:
 
 
 GONE = Reply(body={"data": [{"url": "http://127.0.0.1:9/gone.png"}]})
+DRAFT = {"type": "image_generation.partial_image", "partial_image_index": 0}
 WORDS = {  # a word in the row of a failure, and what a gateway then answers
     "the key": failed(400, code="invalid_api_key"),
     "RESOURCE_EXHAUSTED": failed(429, status="RESOURCE_EXHAUSTED"),
     "credit": failed(500, code="insufficient_user_quota"),
     "reset": Reply(drop="before"),
+    "stream": Reply(events=[DRAFT]),
     "moderation": failed(400, code="moderation_blocked"),
     "word filter": failed(500, code="sensitive_words_detected"),
     "says no": Reply(body={"choices": [{"finish_reason": "content_filter"}]}),
     "unknown model": failed(503, code="model_not_found"),
-    "with text": Reply(body={"choices": [{"message": {"content": "Which cup?"}}]}),
+    "redirect": Reply(307, {"Location": "https://images.example.com/v1"}),
+    "with words": Reply(body={"choices": [{"message": {"content": "Which cup?"}}]}),
     "web page": Reply(body="<html><title>Welcome</title></html>"),
     "task": Reply(body={"task_id": "t-1", "status": "queued"}),
-    "link": GONE,
+    "nothing": Reply(body={"choices": []}),
+    "a link": GONE,
     "be reached": None,
 }
 
@@ -240,34 +349,26 @@ def answers_of(text: str) -> list[Reply | None]:
     """What the words and statuses of a row stand for."""
     text = text.replace("`", "")
     replies = [reply for word, reply in WORDS.items() if word in text]
-    statuses = [] if "credit" in text else re.findall(r"\b[345]\d\d\b", text)
-    return [*replies, *(Reply(int(status)) for status in statuses)]
+    return [*replies, *(Reply(int(status)) for status in re.findall(r"\b[345]\d\d\b", text))]
 
 
-@pytest.mark.parametrize("row", tables(ERRORS, "common-failure-modes")[1], ids=first)
+@each_row(ERRORS, "common-failure-modes", 1)
 def test_failure_row(
     row: Any, run: Run, gateway: Gateway, monkeypatch: Any, short_waits: None
 ) -> None:
-    """What gateways do, and a kind that is not the one in the papers."""
+    """What gateways do, and a kind or a bill that is not the one in the papers."""
     assert answers_of(row["the gateway"]), "nobody has ever seen this happen"
     for reply in answers_of(row["the gateway"]):
         if reply is None:
             monkeypatch.setenv("OMNIMAAS_BASE_URL", "http://127.0.0.1:9/v1")
         else:
             gateway.answer(reply)
-        error = run("--prompt", "a cup", "--json").json["error"]
-        assert error["kind"] == re.findall("`([a-z]+)`", row["kind"])[0]
-        assert error["retryable"] or "retryable" not in row["kind"]
-
-
-def test_retry_waits() -> None:
-    """Waits and tries that the program does not use."""
-    text, rows = sections(ERRORS)["retry-patterns"], tables(ERRORS, "retry-patterns")[1]
-    waits = [0, *generate.RETRY_WAITS_S, generate.RETRY_WAITS_S[-1]]
-    assert [row["wait at least"] for row in rows] == [f"{wait:g} s" for wait in waits]
-    assert f"up to {generate.MAX_RETRY_AFTER_S:g} s" in text
-    link = tables(ERRORS, "retry-patterns")[0][-1]
-    assert link["tried again"].startswith(f"up to {generate.FETCH_TRIES} times")
+        done = run("--prompt", "a cup", "--json")
+        error = done.json["error"]
+        assert [error["kind"], error["billed"]] == [codes(row["kind"])[0], row["billed"]]
+        assert error["retryable"] == ("retryable" in row["kind"])
+        lines = {"no": "not billed", "maybe": "may have been billed: up", "yes": "billed: about"}
+        assert done.err.splitlines()[-1].startswith(f"[image-gen] {lines[row['billed']]}")
 
 
 @pytest.mark.parametrize("row", tables(ERRORS, "retry-patterns")[0][:-1], ids=first)
@@ -284,16 +385,7 @@ def test_retry_row(
         assert len(gateway.calls) == (3 if row["tried again"].startswith("yes") else 1)
 
 
-def test_precedence() -> None:
-    """A variable or file in another order than the program's."""
-    rows = tables(SPEC, "api-key--base-url-resolution")[0]
-    keys = [code(row["key"]) for row in rows]
-    urls = [re.findall("`([^`]+)`", row["base URL"])[:1] for row in rows]
-    variables = dict(generate.CONFIG_ROWS)
-    assert keys == [*variables, *generate.KEY_FILES]
-    assert urls == [*([url] for url in variables.values()), [generate.DEFAULT_BASE_URL], [], []]
-    listed = re.findall(r"^\d\. .*`(.+)`$", sections("SKILL.md")["onboarding"], re.M)
-    assert listed == keys
+# --- Numbers, contracts and indexes ---
 
 
 def test_caller_contract() -> None:
@@ -301,24 +393,82 @@ def test_caller_contract() -> None:
     rows = tables("SKILL.md", "caller-contract")[0]
     taken = inspect.signature(generate.generate_image).parameters
     fields = {code(row["you pass"]).replace("output", "output_path"): row for row in rows}
-    assert fields.keys() <= taken.keys()
+    assert fields.keys() <= taken.keys() and "n" in fields
     assert [name for name, row in fields.items() if row["required"] == "yes"] == ["prompt"]
     for row in tables("SKILL.md", "execution-procedure")[0]:
-        for name in re.findall("`([^`]+)`", row["function"]):
+        for name in codes(row["function"]):
             assert callable(getattr(generate, name)), name
 
 
 def test_numbers() -> None:
     """A time limit with which an agent stops its shell too soon, and other numbers in words."""
+    waits = [0, *generate.RETRY_WAITS_S, generate.RETRY_WAITS_S[-1]]
+    rows = tables(ERRORS, "retry-patterns")[1]
+    assert [row["waits at least"] for row in rows] == [f"{wait:g} s" for wait in waits]
     text = sections("SKILL.md")["how-long-to-wait"]
     longest = 3 * generate.TIMEOUT_S + 2 * generate.MAX_RETRY_AFTER_S
     assert longest <= int(re.findall(r"allow (\d+) s", text)[0]) <= longest + 120
+    assert int(re.findall(r"limit to (\d+) s", text)[0]) > generate.TIMEOUT_S
     assert all(model.typical in text for model in generate.CATALOGUE)
     assert f"{generate.CONNECT_TIMEOUT_S:g} of them" in FLAGS["--timeout"]["meaning"]
     limits = inspect.signature(generate.maybe_resize).parameters
     rule = sections(IMAGES)["auto-resize-rule"]
     assert f"at most {limits['max_dim'].default} pixels" in rule and "at most 1 MiB" in rule
+    links = sections(IMAGES)["links"]
+    assert f"within {generate.FETCH_TIMEOUT_S:g} seconds" in links
+    assert f"up to {generate.MAX_LINKED_REFERENCE_BYTES // 10**6} MB" in links
 
+
+def test_layout() -> None:
+    """A part of the program that README leaves out, or that is not where it says."""
+    source = (ROOT / "scripts" / "generate.py").read_text(encoding="utf-8")
+    parts = re.findall(r"^# --- ([\w ]+?)(?::.*)? ---$", source, re.M)
+    assert [row["part"] for row in tables("README.md", "development")[0]] == parts
+
+
+def test_index_is_complete() -> None:
+    """A paper or a section of it that the index does not lead to."""
+    index, contents = (
+        sections("SKILL.md")[name] for name in ("section-index", "toc-of-module-files")
+    )
+    for name in REFERENCES:
+        assert f"({name})" in index and f"({name})" in contents
+        for heading in re.findall(r"^## (.+)$", outside(read(name)), re.M):
+            assert f"[{heading}]({name}#{slug(heading)})" in index
+
+
+def test_skill(run: Run) -> None:
+    """A front matter that a host refuses, a description without triggers, another onboarding."""
+    head = read("SKILL.md").split("---\n")[1]
+    facts = dict(re.findall(r"""^ *(\w+): ['"]?(.*?)['"]?$""", head, re.M))
+    assert (facts["name"], facts["license"]) == ("product-shots-image-gen", "MIT")
+    assert run("--version").out.split()[-1] == facts["version"]
+    text = facts["description"]
+    assert 200 < len(text) <= 1024 and not re.search("[<>']", text)
+    phrases = (
+        "generate an image|make a picture|create a visual|render this|edit this image|做一张图"
+    )
+    assert all(f'"{phrase}"' in text for phrase in f"{phrases}|生成图片|改这张图".split("|"))
+    callers = ("main-image", "detail-page", "ad-creative", "social-post", "multi-angle")
+    assert all(caller in text for caller in callers)
+    assert len(read("SKILL.md").splitlines()) < 300, "an agent's patience, and its context"
+    quoted = re.findall(r"^> ?(.*)$", read("SKILL.md"), re.M)
+    done = run("--prompt", "a cup")  # 'the spec's onboarding message, word for word'
+    assert (done.code, done.out, done.err) == (3, "", "\n".join(quoted) + "\n")
+
+
+@each_paper
+def test_links(name: str) -> None:
+    """A link to a file or a section that is not there."""
+    for link in re.findall(r"\[[^\]]*\]\(([^)\s:]+)\)", outside(read(name))):
+        path, _, anchor = unquote(link).partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists()
+        if anchor:
+            assert anchor in sections(target.resolve().relative_to(ROOT).as_posix()), link
+
+
+# --- JSON and the ledger ---
 
 SAVED, FAILED, ERROR, OTHERS = tables(SPEC, "json-output")
 TYPES = {"boolean": bool, "string": str, "list": list, "object": dict, "null": type(None)}
@@ -344,87 +494,50 @@ def test_json_of_a_success(model: str, run: Run, gateway: Gateway) -> None:
     check_keys(SAVED, "key", done.json)
 
 
-FAILURES = {  # flags, what the gateway answers, the key that comes and goes
-    "usage": ("--bad", None, []),
-    "dead link": ("--quiet", GONE, ["image_url"]),
-    "too small": ("--quiet", Reply(body=picture(8, 8)), ["saved_at"]),
-}
+CUT = Reply(events=[{**DRAFT, "b64_json": base64.b64encode(picture()).decode()}])
+ENDS = {"image_urls": GONE, "saved_at": Reply(body=picture(8, 8)), "draft_at": CUT}
 
 
-@table("flag, reply, present", FAILURES)
-def test_json_of_a_failure(
-    run: Run, gateway: Gateway, short_waits: None, flag: str, reply: Any, present: list[str]
-) -> None:
-    gateway.answer(reply or Reply())
-    facts = run("--prompt", "a cup", flag, "--json").json
-    check_keys(FAILED, "key", facts)
-    check_keys(ERROR, "key of `error`", facts["error"])
-    assert [key for key in ("image_url", "saved_at") if key in facts["error"]] == present
+@pytest.mark.parametrize("present", ENDS)
+def test_json_of_a_failure(run: Run, gateway: Gateway, short_waits: None, present: str) -> None:
+    """A key of an error that the papers lack or call by another name."""
+    gateway.answer(ENDS[present])
+    for argv in (("--prompt", "a cup"), ("--bad",)):
+        facts = run(*argv, "--json").json
+        check_keys(FAILED, "key", facts)
+        check_keys(ERROR, "key of `error`", facts["error"])
+        assert (present in facts["error"]) == (argv[0] == "--prompt")
 
 
 @pytest.mark.parametrize("row", OTHERS, ids=first)
 def test_json_of_other_actions(row: Any, run: Run, gateway: Gateway, reference: Path) -> None:
-    """Actions with keys of their own: --dry-run, --check, --list-models."""
-    given: list[Any] = ["--prompt", "x", "--model", "gpt-image-2", code(row["action"]), "--json"]
-    keys: set[str] = set()
-    for argv in (given, [*given, "--reference-image", reference]):
-        facts = run(*argv).json
-        assert facts["ok"] is True
-        keys |= {*facts, *(facts["models"][0] if isinstance(facts.get("models"), list) else ())}
-    assert keys - {"ok", "warnings"} == set(re.findall("`([a-z_]+)`", row["keys"]))
+    """A key of --dry-run, --check, --list-models or --costs that the papers lack or make up."""
+    assert run("--prompt", "x").code == 0
+    argv = ["--prompt", "x", "--model", "gpt-image-2", code(row["action"]), "--json"]
+    outputs = [run(*argv, *given).out for given in ((), ("--reference-image", reference))]
+    documented = {*codes(row["keys"])} - generate.ENDPOINTS.keys()
+    assert {key for output in outputs for key in json.loads(output)} <= documented | {
+        "ok",
+        "warnings",
+    }
+    assert [key for key in documented if f'"{key}":' not in "".join(outputs)] == []
 
 
-LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-LINKS = [
-    (name, link) for name in NAMES for link in LINK.findall(outside(read(name))) if ":" not in link
-]
-
-
-@pytest.mark.parametrize("name, link", LINKS)
-def test_link(name: str, link: str) -> None:
-    """A link to a file or a section that is not there."""
-    path, _, anchor = unquote(link).partition("#")
-    target = (ROOT / name).parent / path if path else ROOT / name
-    assert target.exists()
-    if anchor:
-        assert anchor in sections(target.resolve().relative_to(ROOT).as_posix())
-
-
-@each_paper
-def test_files_and_hosts(name: str) -> None:
-    """A file that a reader cannot find, a link out of the folder."""
-    files = r"(?<![\w/~.])((?:scripts|tests|references)/[\w.-]+\.\w+)"
-    assert [path for path in re.findall(files, read(name)) if not (ROOT / path).exists()] == []
-    hosts = "docs.cloubic.com docs.astral.sh api.omnimaas.com images.example.com 127.0.0.1"
-    assert set(re.findall(r"https?://([\w.-]+)", read(name))) <= {*hosts.split()}
-
-
-def test_index_is_complete() -> None:
-    """A paper or a section of it that the index does not lead to."""
-    index = sections("SKILL.md")["section-index"]
-    for name in REFERENCES:
-        assert f"({name})" in index
-        for heading in re.findall(r"^## (.+)$", outside(read(name)), re.M):
-            assert f"[{heading}]({name}#{slug(heading)})" in index
-
-
-def test_skill(run: Run) -> None:
-    """A front matter that a host refuses, a description without triggers, another onboarding."""
-    head = read("SKILL.md").split("---\n")[1]
-    facts = dict(re.findall(r"""^ *(\w+): ['"]?(.*?)['"]?$""", head, re.M))
-    assert (facts["name"], facts["license"]) == ("product-shots-image-gen", "MIT")
-    assert run("--version").out.split()[-1] == facts["version"]
-    text = facts["description"]
-    assert 200 < len(text) <= 1024 and not re.search("[<>']", text)
-    triggers = "generate an image|make a picture|create a visual|render this|edit this image"
-    for phrase in f"{triggers}|做一张图|生成图片|改这张图".split("|"):
-        assert f'"{phrase}"' in text
-    for caller in ("main-image", "detail-page", "ad-creative", "social-post", "multi-angle"):
-        assert caller in text
-    assert len(read("SKILL.md").splitlines()) < 300, "an agent's patience, and its context"
-    quoted = re.findall(r"^> ?(.*)$", read("SKILL.md"), re.M)
-    done = run("--prompt", "a cup")  # 'the spec's onboarding message, word for word'
-    assert (done.code, done.out, done.err) == (3, "", "\n".join(quoted) + "\n")
+def test_ledger(run: Run, gateway: Gateway, monkeypatch: Any) -> None:
+    """A column that is not as the papers say, a query that finds nothing in a ledger."""
+    assert run("--prompt", "a cup", "--output", "cup.jpeg").code == 0
+    gateway.answer(Reply(524))
+    assert run("--prompt", "a cup").code == 6
+    path = run("--costs", "--json").json["ledger"]
+    shown = re.findall(r"~/\S+\.db", sections(SPEC)["ledger"])
+    assert {os.path.expanduser(name) for name in shown} == {path}
+    with sqlite3.connect(path) as connection:
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(calls)")]
+        assert [code(row["column"]) for row in tables(SPEC, "ledger")[0]] == columns
+        (queries,) = [block.text for block in blocks(SPEC) if block.language == "sql"]
+        found = [connection.execute(query).fetchall() for query in queries.split(";")[:-1]]
+    connection.close()
+    assert [len(rows) for rows in found] == [1, 1, 1]
 
 
 # --- Examples: parsed, run, and compared with what the papers show ---
@@ -441,109 +554,53 @@ def dialogue(text: str) -> list[tuple[str, str]]:
     return [(command, output) for command, output in pairs]
 
 
-@pytest.mark.parametrize("block", [b for name in NAMES for b in blocks(name)], ids=str)
-def test_block(block: Block) -> None:
-    """An example with a syntax error, or Python that is neither run nor shown with its output."""
-    assert block.language in ("bash", "console", "python", "text")
-    if block.language == "python":
-        ast.parse(block.text)
-        file = re.match(r"# ([\w.]+)\n", block.text)
-        run_elsewhere = file and f"$ python3 {file[1]}\n" in read(block.paper)
-        assert block in dict(examples()) or run_elsewhere
-    elif block.language != "text":
-        lines = [command for command, _ in dialogue(block.text)] if "$ " in block.text else []
-        text = "".join(lines) or block.text
-        subprocess.run(["bash", "-n"], input=text, text=True, check=True)
-
-
-SHOTS = next(block.text for block in blocks(SPEC) if block.language == "text")
-READER = "/home/mia"  # whose home the examples were run in
-CHANGING = re.compile(
-    r"\b\d+ bytes\b|\b\d+\.\d+ s\b|127\.0\.0\.1:\d+|\"(?:bytes|elapsed_s)\": [\d.]+|\t\s*\d+\.\d+\t"
-    r"|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ|(?:python|requests|[Pp]illow) +[\d.]+"
-)
-
-
-class Reader:
-    """Someone with this folder in their home who types what the papers show to a stand-in."""
-
-    def __init__(self, home: Path) -> None:
-        self.home, self.skill, self.shop = home, home / "product-shots-image-gen", home / "shop"
-        for folder in (self.skill, self.shop, home / ".bin"):
-            folder.mkdir(parents=True)
-        for name in ("scripts", "tests", "references"):
-            (self.skill / name).symlink_to(ROOT / name)
-        python = home / ".bin" / "python3"
-        python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
-        python.chmod(0o755)
-        (self.shop / "shots.tsv").write_text(SHOTS, encoding="utf-8")
-        (self.shop / "notes.png").write_text("<html>not a picture</html>")
-        scene = Image.linear_gradient("L").resize((1024, 768)).convert("RGB")
-        scene.save(self.shop / "scene.png")
-        hole = scene.convert("RGBA")
-        ImageDraw.Draw(hole).rectangle((0, 0, 1024, 300), fill=(0, 0, 0, 0))
-        hole.save(self.shop / "mask.png")
-        shoe = Image.effect_noise((1000, 750), 60).resize((4000, 3000)).convert("RGB")
-        shoe.save(self.shop / "shoe.jpeg", quality=90)
-
-    def type(self, commands: list[str], *replies: Reply) -> list[str]:
-        """The output of each command, typed one after another into one shell."""
-        script = "".join(f"{command}\nprintf '\x1e'\n" for command in commands)
-        path = f"{self.home / '.bin'}{os.pathsep}{os.environ['PATH']}"
-        with Gateway() as gateway:
-            gateway.answer(*replies)
-            own = {"OMNIMAAS_API_KEY": gateway.key, "OMNIMAAS_BASE_URL": gateway.url}
-            own.update(HOME=str(self.home), PATH=path, PYTHONDONTWRITEBYTECODE="1")
-            pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-            pipes.update(stdin=subprocess.DEVNULL, env={**os.environ, **own}, timeout=120)
-            argv = ["bash", "-c", script]
-            done = subprocess.run(argv, cwd=self.skill, check=False, **pipes)
-        output = done.stdout.decode().replace(os.path.realpath(self.home), READER)
-        return output.replace(str(self.home), READER).split("\x1e")[:-1]
-
-
-@pytest.fixture
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
-    return Reader(tmp_path_factory.mktemp("reader") / "mia")
-
-
 def examples() -> Iterator[tuple[Block, list[tuple[str, str]]]]:
     """Blocks whose output is shown: commands, and what they print."""
     for name in NAMES:
         for block, following in zip(blocks(name), [*blocks(name)[1:], None]):
+            shown = following.text if following and following.language == "text" else None
             if block.language == "console":
                 yield block, dialogue(block.text)
-            elif following and following.language == "text" and block.language == "python":
-                yield block, [("cd ~/shop && python3 example.py", following.text)]
-            elif following and following.language == "text":
-                yield block, [(block.text.splitlines()[0].split(" && ")[-1], following.text)]
+            elif block.language == "python" and shown is not None:
+                yield block, [("cd ~/shop && python3 example.py", shown)]
+            elif block.language == "bash" and shown is not None:
+                yield block, [(block.text.splitlines()[0].split(" && ")[-1], shown)]
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("block, pairs", [*examples()], ids=lambda it: str(it)[:60])
-def test_example(block: Block, pairs: list[tuple[str, str]], reader: Reader) -> None:
-    """Output in the papers that nobody ever saw."""
-    engine = "parallel " in block.text
-    if engine and not (shutil.which("parallel") and shutil.which("flock")):
-        pytest.skip("GNU parallel and flock are missing: apt-get install parallel util-linux")
-    for other in blocks(block.paper):
-        named = re.match(r"# (\w+\.\w+)\n", other.text)
-        name = "example.py" if other == block else named and named[1]
-        (reader.shop / (name or "none")).write_text(other.text, encoding="utf-8")
-    replies = [Reply(524, body="<title>A timeout occurred</title>")] * ("524" in block.text)
-    outputs = reader.type([command for command, _ in pairs], *replies)
-    for (_, shown), real in zip(pairs, outputs):
-        lines = [CHANGING.sub("#", text).splitlines() for text in (real, shown)]
-        ordered = [sorted(each) if engine else each for each in lines]
-        assert ordered[0] == ordered[1]
-    assert len(outputs) == len(pairs)
+@pytest.mark.parametrize("block", [b for name in NAMES for b in blocks(name)], ids=str)
+def test_block(block: Block) -> None:
+    """Python that is neither run nor shown with its output."""
+    assert block.language in ("bash", "console", "python", "sql", "text")
+    if block.language == "python":
+        file = re.match(r"# ([\w.]+)\n", block.text)
+        is_run_elsewhere = file and f"$ python3 {file[1]}\n" in read(block.paper)
+        assert block in dict(examples()) or is_run_elsewhere
 
 
-@pytest.mark.long
-def test_chinese_quick_start(reader: Reader) -> None:
-    """Every command of the section for readers of Chinese ends well."""
-    texts = [each.text for each in blocks("README.md") if each.section == "中文快速上手"]
-    lines = [line for text in texts for line in text.splitlines()]
-    commands = [line for line in lines if not re.search("setup.sh|export", line)]
-    outputs = reader.type([f"{command} > /dev/null && echo made" for command in commands])
-    assert [output.splitlines()[-1] for output in outputs] == ["made"] * len(commands) != []
+KEYS = "prompt size aspect format reference_image image_url_list use_case n output"
+BRIEFS = {  # what the examples of briefs save, and its pixels; None: whatever the model makes
+    "main.jpeg": (1024, 1024),
+    "main-callouts.jpeg": (1024, 1024),
+    "banner.png": (2388, 1024),
+    "ad-1200x628.png": (1200, 628),
+    "ad-1080x1350.png": (1080, 1350),
+    "ad-1080x1920.png": (1080, 1920),
+}
+
+
+def test_briefs(run: Run, gateway: Gateway, tmp_path: Path) -> None:
+    """A brief's key without a flag, an example that does not make what the brief wants."""
+    rows = tables("SKILL.md", "briefs-from-calling-skills")[0]
+    assert [code(row["key"]) for row in rows] == KEYS.split()
+    assert {code(row["flag"]) for row in rows} <= FLAGS.keys()
+    (tmp_path / "shoe.jpeg").write_bytes(picture(400, 300))
+    shown = [block for block in blocks("SKILL.md") if block.section == "briefs-from-calling-skills"]
+    for command, output in (pair for block in shown for pair in dialogue(block.text)):
+        program, _, *argv = shlex.split(
+            command.replace("\\\n", "").replace("~/shop", str(tmp_path))
+        )
+        if program == "python3":
+            done = run(*argv)
+            told = done.out.replace(str(tmp_path), "/home/mia/shop")
+            assert (done.code, told, done.err) == (0, output, "")
+    assert {name: Image.open(tmp_path / name).size for name in BRIEFS} == BRIEFS

@@ -8,7 +8,16 @@ from typing import Any, Callable
 
 import pictures
 import pytest
-from bodies import chat_request, data_url, image_request, image_url, references_in
+from bodies import (
+    DRAFT,
+    FINAL,
+    chat,
+    chat_request,
+    data_url,
+    image_request,
+    image_url,
+    references_in,
+)
 from conftest import table
 from gateway import Gateway, Received, Reply
 from PIL import Image
@@ -240,6 +249,28 @@ def test_the_endpoint_is_put_after_the_base_url(
     assert sent(gateway).target == path
 
 
+def test_references_of_other_vendors_models_are_a_form(
+    gateway: Gateway, run: Any, refs: Any
+) -> None:
+    """They go to /images/edits like the rest; what their gateway makes of it is its word."""
+    flags = refs("png")
+    run("--prompt", "a cup", "--model", "seedream-4.0", *flags)
+    assert sent(gateway).path == "/v1/images/edits"
+    assert references_in(sent(gateway)) == [("image/png", *data_of(flags))]
+
+
+def test_a_link_s_entities_are_undone(gateway: Gateway, run: Any) -> None:
+    """`&amp;` is an ampersand, and what stands behind such a link does not stand before it."""
+    draft = gateway.publish("draft.png", DRAFT)
+    final = gateway.publish("final.png", FINAL)
+    words = f"Here: {draft}?a=1&amp;b=2&amp;c=3&amp;d=4 and {final}?e=5&amp;f=6 for an avatar"
+    gateway.answer(Reply(body=chat(words)))
+    assert run("--prompt", "a cup", "--output", "out.png").code == 0
+    assert Path("out.png").read_bytes() == FINAL
+    targets = [received.target for received in gateway.requests[1:]]
+    assert targets == ["/media/final.png?e=5&f=6"]
+
+
 @pytest.mark.parametrize("size", [(300, 200), (2000, 1000)], ids=["small", "resized"])
 def test_a_mask_goes_along_at_the_size_of_the_first_reference(
     gateway: Gateway, run: Any, refs: Any, size: tuple[int, int]
@@ -269,10 +300,3 @@ def test_a_mask_follows_its_reference_to_a_smaller_size(
     assert run(*words).code == 0
     sizes = [[size_of(part.data) for part in call.files] for call in gateway.calls]
     assert sizes == [[(1000, 500)] * 2, [(768, 384)] * 2, [(512, 256)] * 2]
-
-
-def test_gemini_is_sent_no_mask(gateway: Gateway, run: Any, refs: Any) -> None:
-    Path("mask.png").write_bytes(pictures.picture(300, 200, mode="RGBA"))
-    flags = refs("png")
-    assert run("--prompt", "a cup", *flags, "--mask", "mask.png").code == 0
-    assert [data for _, data in references_in(sent(gateway))] == data_of(flags)

@@ -13,7 +13,9 @@ from gateway import Gateway, Reply, free_size
 
 CATALOGUE = {  # model: family, CNY a picture, most references, most pictures a call
     "gemini-3-pro-image-preview": ("gemini", 1.00, 9, 1),
+    "gemini-3-pro-image": ("gemini", 1.00, 9, 1),
     "gemini-3.1-flash-image-preview": ("gemini", 0.20, 9, 1),
+    "gemini-3.1-flash-image": ("gemini", 0.20, 9, 1),
     "gemini-2.5-flash-image": ("gemini", 0.15, 9, 1),
     "gemini-2.5-flash-image-preview": ("gemini", 0.15, 9, 1),
     "gpt-image-2": ("openai", 0.35, 16, 10),
@@ -31,6 +33,8 @@ SIZES = {  # ratio: of gpt-image-2, gpt-image-1 and dall-e-3
     "4:5": "1024x1280 1024x1536 1024x1792",
     "5:4": "1280x1024 1536x1024 1792x1024",
     "21:9": "1568x672 1536x1024 1792x1024",
+    "1.91:1": "1712x896 1536x1024 1792x1024",
+    "2.35:1": "1504x640 1536x1024 1792x1024",
 }
 ERRORS = {  # exit code, kind, billed
     generate.InternalError: (1, "internal", "maybe"),
@@ -41,8 +45,9 @@ ERRORS = {  # exit code, kind, billed
     generate.UnavailableError: (6, "unavailable", "maybe"),
     generate.RefusedError: (7, "refused", "no"),
     generate.RejectedError: (7, "rejected", "no"),
-    generate.ResponseError: (7, "response", "yes"),
     generate.SaveError: (8, "save", "yes"),
+    generate.ResponseError: (9, "response", "yes"),
+    generate.BudgetError: (10, "budget", "no"),
     generate.Interrupted: (130, "interrupted", "maybe"),
 }
 FACTS = ("kind", "billed", "retryable", "status")  # of an error
@@ -84,16 +89,82 @@ def test_each_model_makes_a_picture_at_its_price(gateway: Gateway, run: Any, nam
     assert (gateway.calls[0].json["model"], facts["warnings"]) == (name, [])
 
 
-def test_a_name_outside_the_catalogue_is_placed_by_pattern() -> None:
-    """`gpt-image-*`, `chatgpt-image-*`, `dall-e-*` → openai, `gemini-…-image…` → gemini."""
-    placed = {
-        "openai": "gpt-image-3 gpt-image-1-mini chatgpt-image-latest dall-e-2 GPT-Image-2"
-        " openai/gpt-image-1.5 openai/gpt-image-2",
-        "gemini": "gemini-9-ultra-image gemini-2.0-flash-exp-image-generation"
-        " google/gemini-3-pro-image-preview",
-    }
-    for family, names in placed.items():
-        assert {generate.model_family(name) for name in names.split()} == {family}
+ANY_SIZE, THREE_SIZES = "1536x864", "1536x1024"  # for 16:9
+OTHER_NAMES = {  # endpoint, size for 16:9, names outside the catalogue that behave so
+    "later versions": (
+        ("generations", ANY_SIZE),
+        "gpt-image-2-2026-04-21 gpt-image-2.5-x gpt-image-2.6-sunburst gpt-image-9 GPT-Image-10",
+    ),
+    "gpt-image-1's kin": (
+        ("generations", THREE_SIZES),
+        "gpt-image-1.5 openai/gpt-image-1-mini chatgpt-image-latest",
+    ),
+    "dall-e": (("generations", "1792x1024"), "dall-e-2"),
+    "other vendors": (
+        ("generations", THREE_SIZES),
+        "imagen-4.0 seedream-4.0 doubao-seedream-5-0 qwen-image qwen/Qwen-Image-2 flux-2-pro"
+        " x-ai/grok-imagine-image hunyuan-image",
+    ),
+    "gemini": (
+        ("completions", None),
+        "gemini-9-ultra-image google/gemini-2.0-flash-exp-image-generation"
+        " gemini-3.1-flash-lite-image nano-banana-2 gemini-nano-banana-2.1 Nano-Banana-Pro",
+    ),
+}
+
+
+@table("expected, names", OTHER_NAMES)
+def test_a_name_outside_the_catalogue_is_placed_by_pattern(
+    gateway: Gateway, run: Any, expected: Any, names: str
+) -> None:
+    """Later versions inherit sizes, never prices: null, never 0, and a warning says so."""
+    for name in names.split():
+        dry = run("--prompt=cup", "--model", name, "--aspect-ratio=16:9", "--dry-run", "--json")
+        facts = dry.json
+        endpoint = facts["url"].rpartition("/")[2]
+        assert (endpoint, facts["json"].get("size")) == expected, name
+        assert facts["json"]["model"] == name
+        assert facts["estimated_cost_cny"] is facts["possible_cost_cny"] is None
+        (warning,) = facts["warnings"]
+        assert name in warning and "catalogue" in warning
+
+
+@pytest.mark.parametrize("prefix", ["", "openai/", "OpenRouter/openai/"])
+@pytest.mark.parametrize("name", ["gpt-image-2", "GPT-Image-2"])
+def test_vendor_and_upper_case_change_nothing(
+    gateway: Gateway, run: Any, prefix: str, name: str
+) -> None:
+    """`openai/gpt-image-2` and `GPT-Image-2` are that row; the name is sent as given."""
+    words = ("--model", prefix + name, "--size=3840x2160", "--n=2", "--output=cup.png", "--json")
+    facts = run("--prompt=cup", *words).json
+    assert (facts["estimated_cost_cny"], facts["model"]) == (0.70, prefix + name)
+    assert facts["warnings"] == []
+    assert gateway.calls[0].json["model"] == prefix + name
+
+
+def test_a_model_that_the_gateway_does_not_have(gateway: Gateway, run: Any) -> None:
+    """The hint is `--check`, which lists the image models that the gateway has."""
+    gateway.answer(Reply(404, body=canonical("No such model.", "model_not_found")))
+    assert "--check" in run("--prompt=cup", "--model=seedream-4", "--json").json["error"]["hint"]
+    names = ["gpt-5", "openai/gpt-image-2", "seedream-4", "text-embedding-3"]
+    body = {"data": [{"id": name} for name in names]}
+    gateway.answer_always(Reply(body=body), path="/models")
+    images = [{"name": names[1], "price_cny": 0.35}, {"name": names[2], "price_cny": None}]
+    assert run("--check", "--json").json["image_models"] == images
+
+
+@table(
+    "typed, meant",
+    {
+        "a letter less": ("gpt-imge-2", "gpt-image-2"),
+        "another dash": ("gemini_3_pro_image_preview", "gemini-3-pro-image-preview"),
+        "a vendor": ("openai/dalle3", "dall-e-3"),
+    },
+)
+def test_the_nearest_name_is_proposed(run: Any, gateway: Gateway, typed: str, meant: str) -> None:
+    """Anything else: usage error with the supported list and the nearest name."""
+    outcome = run("--prompt=cup", "--model", typed)
+    assert (outcome.code, f"Did you mean {meant}?" in outcome.err) == (2, True)
 
 
 @pytest.mark.parametrize("family", ["openai", "gemini"])
@@ -129,12 +200,13 @@ def test_sizes_by_ratio_are_exact_and_gpt_image_2_makes_them() -> None:
     assert {ratio: row.split()[0] for ratio, row in SIZES.items()} == generate.OPENAI_SIZE_BY_RATIO
     for ratio, size in generate.OPENAI_SIZE_BY_RATIO.items():
         width, height = map(int, size.split("x"))
-        across, down = map(int, ratio.split(":"))
-        assert (width * down == height * across, free_size(size)) == (True, True), ratio
+        across, down = map(float, ratio.split(":"))
+        off = abs(width * down / (height * across) - 1)
+        assert free_size(size) and off < (0.001 if "." in ratio else 1e-9), ratio
 
 
 COLUMNS = [("gpt-image-2", 0), ("gpt-image-1", 1), ("dall-e-3", 2)]
-UNKNOWN = [("gpt-image-9", 1), ("chatgpt-image-latest", 1), ("dall-e-9", 2)]
+UNKNOWN = [("gpt-image-9", 0), ("gpt-image-1.5", 1), ("seedream-4-0", 1), ("dall-e-9", 2)]
 
 
 @pytest.mark.parametrize(("model", "column"), [*COLUMNS, *UNKNOWN])
@@ -162,8 +234,8 @@ def test_configuration_is_looked_up_in_this_order() -> None:
 def test_limits_and_waits_are_the_design_s() -> None:
     """Waits of 1 s, 4 s, 16 s; `Retry-After` up to 60 s; connecting gets 30 s; a link 3 tries."""
     assert generate.RETRY_WAITS_S == (1.0, 4.0, 16.0)
-    limits = (generate.MAX_RETRY_AFTER_S, generate.CONNECT_TIMEOUT_S, generate.FETCH_TRIES)
-    assert limits == (60, 30, 3)
+    limits = (generate.MAX_RETRY_AFTER_S, generate.CONNECT_TIMEOUT_S, generate.FETCH_TIMEOUT_S)
+    assert (*limits, generate.FETCH_TRIES) == (60, 30, 30, 3)
 
 
 # --- Exit codes ---
@@ -200,7 +272,7 @@ def test_every_error_class_is_its_row(kind: Any) -> None:
         "reset": (Reply(drop="before"), 6, "unavailable maybe True None"),
         "moderation": (Reply(400, body=MODERATED), 7, "refused no False 400"),
         "422": (Reply(422), 7, "rejected no False 422"),
-        "no picture": (Reply(body=chat("")), 7, "response yes False 200"),
+        "no picture": (Reply(body=chat("")), 9, "response yes False 200"),
     },
 )
 def test_each_end_has_its_code_and_its_json(
@@ -211,7 +283,7 @@ def test_each_end_has_its_code_and_its_json(
     outcome = run("--json", "--prompt", "a cup" if code != 2 else "")
     error = outcome.json["error"]
     assert (outcome.code, outcome.json["ok"], outcome.out.count("\n")) == (code, False, 1)
-    assert set(error) == {"message", "hint", *FACTS}
+    assert set(error) == {"message", "hint", "possible_cost_cny", *FACTS}
     assert " ".join(str(error[name]) for name in FACTS) == facts
     assert error["hint"]
     assert error["message"] in outcome.err.replace("\n[image-gen] ", " ")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 import stat
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from gateway import Gateway, Received, Reply
 from PIL import Image
 
 GPT = "gpt-image-2"
+PRO, FLASH = "gemini-3-pro-image-preview", "gemini-3.1-flash-image-preview"
 OLD = b"what was there before"
+DEFAULT, ASKED, FITTED = [], ["--output", "cup.png"], ["--output", "cup.png", "--fit", "40x30"]
 
 
 def noise(width: int = 160, height: int = 120, fmt: str = "PNG", seed: int = 0) -> bytes:
@@ -133,25 +135,21 @@ def test_default_names_never_collide(
         paths = list(pool.map(lambda number: generate.generate_image(str(number), GPT), range(12)))
     assert [path.read_bytes() for path in paths] == made
     assert sorted(tmp_path.iterdir()) == sorted(paths)
+    assert all(re.fullmatch(r"output-\d{10}(-\d+)?\.png", path.name) for path in paths)
 
 
-def test_default_name_that_is_taken_is_left_alone(save: Run) -> None:
-    taken = [Path(f"output-{int(time.time()) + second}.png") for second in range(60)]
-    for path in taken:
-        path.write_bytes(OLD)
-    path = Path(save(PICTURE).out.strip())
-    assert re.fullmatch(r"output-\d{10}-2\.png", path.name)
-    assert {path.read_bytes() for path in taken} == {OLD}
+NUMBERED = ["cup{}.png", "cup{}", "c.u.p{}.png", "./a/../b/cup-2{}.png", "~/new/'q\" é 茶{}.png"]
 
 
-@pytest.mark.parametrize("name", ["cup{}.png", "cup{}", "c.u.p{}.png", "new/cup-2{}.png"])
-def test_several_pictures_are_numbered(save: Run, tmp_path: Path, name: str) -> None:
-    """The first image has the asked name, the next get `-2`, `-3` before the extension."""
+@pytest.mark.parametrize("name", NUMBERED)
+def test_several_pictures_are_numbered(save: Run, name: str) -> None:
+    """The asked name, then `-2`, `-3` before the extension; parents are created, paths absolute."""
     names = [name.format(number) for number in ("", "-2", "-3")]
+    paths = [os.path.abspath(os.path.expanduser(name)) for name in names]
     images = [noise(seed=seed) for seed in range(3)]
     outcome = save(*images, "--n", "3", "--output", names[0])
-    assert outcome.out.splitlines() == [str(tmp_path / name) for name in names]
-    assert [Path(name).read_bytes() for name in names] == images
+    assert outcome.out.splitlines() == paths
+    assert [Path(path).read_bytes() for path in paths] == images
 
 
 @pytest.mark.parametrize("asked", ["1", "4"])
@@ -161,21 +159,6 @@ def test_all_that_came_is_saved_whatever_was_asked(save: Run, asked: str) -> Non
     assert (outcome.code, len(outcome.out.splitlines())) == (0, 2)
     told = ["2" in line and "4" in line for line in warnings(outcome)]
     assert told == [True] * (asked == "4")
-
-
-@pytest.mark.parametrize("given", ["a/b/c.png", "./a/../b/c.png", "~/new/c.png", "'q\" é 茶/c.png"])
-def test_parents_are_created(save: Run, given: str) -> None:
-    """stdout carries the absolute path; parents are created."""
-    place = os.path.abspath(os.path.expanduser(given))
-    outcome = save(PICTURE, "--output", given)
-    assert (outcome.code, outcome.out) == (0, f"{place}\n")
-    assert Path(place).read_bytes() == PICTURE
-
-
-def test_failure_leaves_no_folder_and_no_file(gateway: Gateway, run: Run, tmp_path: Path) -> None:
-    gateway.answer(Reply(400))
-    assert run("--prompt", "a cup", "--output", "new/cup.png").code == 7
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o664])
@@ -203,7 +186,7 @@ def test_existing_file_is_whole_old_or_whole_new(
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("flags", [["--output", "cup.png"], []], ids=["asked", "default"])
+@pytest.mark.parametrize("flags", [ASKED, DEFAULT])
 def test_new_file_has_the_permissions_of_any_new_file(save: Run, flags: list[str]) -> None:
     """Temporary files are private; pictures are for the web server, too."""
     before = os.umask(0o027)
@@ -214,19 +197,18 @@ def test_new_file_has_the_permissions_of_any_new_file(save: Run, flags: list[str
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-@pytest.mark.parametrize(("size", "code"), [(10_000, 7), (10_001, 0)])
-@pytest.mark.parametrize("flags", [["--output", "cup.png"], []], ids=["asked", "default"])
+@pytest.mark.parametrize(("size", "code"), [(10_000, 9), (10_001, 0)])
+@pytest.mark.parametrize("flags", [ASKED, DEFAULT, FITTED])
 def test_file_too_small_to_be_real(save: Run, size: int, code: int, flags: list[str]) -> None:
-    """Self-check: exists and larger than 10,000 bytes; a smaller one is kept and reported."""
+    """Self-check: larger than 10,000 bytes, or kept and reported; with --fit the original is."""
     data = pictures.padded(size, "PNG")
     outcome = save(data, *flags, "--json")
-    (path,) = Path.cwd().iterdir()
-    assert path.read_bytes() == data
     assert outcome.code == code
+    assert data in [path.read_bytes() for path in Path.cwd().iterdir()]
     if code:
         error = outcome.json["error"]
         assert (error["kind"], error["billed"]) == ("response", "yes")
-        assert error["saved_at"] == str(path)
+        assert Path(error["saved_at"]).is_file()
         assert str(size) in error["message"].replace(",", "")
 
 
@@ -244,17 +226,175 @@ def test_picture_of_another_shape(save: Run, flags: list[str], size: Any, off: b
     assert [flags[1] in line for line in told] == [True] * off
 
 
-def test_one_line_says_all_about_the_picture(gateway: Gateway, run: Run, tmp_path: Path) -> None:
-    """Gateway source, elapsed, size in bytes and pixels, tokens, estimated cost, path."""
-    outcome = run("--prompt", "a cup", "--model", GPT, "--n", "2", "--output", "cup.png")
-    for name in ("cup.png", "cup-2.png"):
-        (line,) = [line for line in outcome.err.splitlines() if f"{tmp_path}/{name}" in line]
-        size = (tmp_path / name).stat().st_size
-        facts = rf"\d\.\d s|tokens for all 2|{size}|1024x1024|about 0\.35 CNY|OMNIMAAS_API_KEY"
-        assert len(set(re.findall(facts, line.replace(",", "")))) == 6, line
+def test_two_lines_say_all_about_the_picture(save: Run, gateway: Gateway, tmp_path: Path) -> None:
+    """Path, pixels, bytes, elapsed, tokens, estimated cost; and the gateway with its sources."""
+    one = save(PICTURE, "--output", "cup.png").err
+    facts = f"saved {tmp_path}/cup\\.png: 160x120, {len(PICTURE)} bytes"
+    assert re.search(rf"{facts}, \d\.\d s, tokens unknown, about 0\.35 CNY\n", one)
+    sources = "URL from OMNIMAAS_BASE_URL, key from OMNIMAAS_API_KEY"
+    assert f"[image-gen] gateway {gateway.url} ({sources})\n" in one
+    flags = ["--n", "2", "--model", "gpt-image-9", "--output", "cup.png"]
+    two = save(PICTURE, noise(seed=1), *flags).err
+    assert re.search(facts + "\n", two) and "cup-2.png" in two
+    assert re.search(r"2 pictures: \d\.\d s, tokens unknown, .*unknown", two)
 
 
-def test_unknown_tokens_and_costs_are_called_so(save: Run) -> None:
-    outcome = save(PICTURE, "--model", "gpt-image-9", "--output", "cup.png")
-    (line,) = [line for line in outcome.err.splitlines() if "saved" in line]
-    assert len(re.findall(r"unknown (tokens|CNY)", line)) == 2
+@pytest.mark.parametrize("flags", [[], ["--fit", "160x120"]])
+def test_turned_picture_of_the_right_size(save: Run, flags: list[str]) -> None:
+    """Only what was scaled or cut has an original, and only that earns a warning."""
+    exif = Image.Exif()
+    exif[pictures.ORIENTATION] = 6
+    data = pictures.picture(120, 160, fmt="JPEG", noise=True, exif=exif)
+    facts = save(data, *flags, "--json", "--size", "auto", "--output", "cup.gif").json
+    assert (facts["originals"], facts["warnings"], os.listdir()) == ([None], [], ["cup.gif"])
+    assert (facts["width"], facts["height"]) == (160, 120)
+
+
+# --- For callers who name pixels or a purpose ---
+
+MODELS_ASKED = ("gpt-image-2", "gemini", "gpt-image-1", "dall-e-3")
+SHAPED = """
+    2388x1024  2400x1024  21:9    1536x1024 1792x1024
+    1536x1024  1536x1024  3:2     1536x1024 1792x1024
+    1024x1024  1024x1024  1:1     1024x1024 1024x1024
+    1080x1350  1088x1360  4:5     1024x1536 1024x1024
+    1080x1920  1088x1920  9:16    1024x1536 1024x1792
+    1080x1080  1088x1088  1:1     1024x1024 1024x1024
+    1080x566   1120x592   1.91:1  1536x1024 1792x1024
+    1440x2560  1440x2560  9:16    1024x1536 1024x1792
+    1440x1800  1440x1808  4:5     1024x1536 1024x1024
+    1200x628   1200x640   1.91:1  1536x1024 1792x1024
+    1200x627   1200x640   1.91:1  1536x1024 1792x1024
+    1200x630   1200x640   1.91:1  1536x1024 1792x1024
+    1200x1200  1200x1200  1:1     1024x1024 1024x1024
+    960x1200   960x1200   4:5     1024x1536 1024x1024
+    1000x1500  1008x1504  2:3     1024x1536 1024x1792
+    1000x1000  1008x1008  1:1     1024x1024 1024x1024
+    900x383    1248x528   2.35:1  1536x1024 1792x1024
+    1200x675   1200x688   16:9    1536x1024 1792x1024
+    1280x720   1280x720   16:9    1536x1024 1792x1024
+    320x320    816x816    1:1     1024x1024 1024x1024
+    8192x8192  2880x2880  1:1     1024x1024 1024x1024
+    3000x900   3840x1280  2.35:1  1536x1024 1792x1024
+"""  # the wish, and what is asked for; the last two are wider than gpt-image-2 can make
+FITS = [line.split() for line in SHAPED.strip().splitlines()]
+EVERY_MODEL = [model.name for model in generate.CATALOGUE]
+
+
+def pixels(text: str) -> tuple[float, float]:
+    width, height = re.split("[x:]", text)
+    return float(width), float(height)
+
+
+def slope_for(received: Received) -> bytes:
+    """A slope of the size that was asked for; of a ratio, about a megapixel."""
+    ratio = re.search(r"\(aspect ratio: (.+)\)", bodies.prompt_in(received))
+    width, height = pixels(ratio[1] if ratio else received.json["size"])
+    scale = (2**20 / width / height) ** 0.5 if ratio else 1
+    slope = pictures.slope(round(width * scale), round(height * scale))
+    return pictures.encoded(slope, "PNG").ljust(10_001, b"\0")
+
+
+@pytest.mark.parametrize("model", EVERY_MODEL)
+def test_request_is_shaped_for_the_fit(gateway: Gateway, run: Run, model: str) -> None:
+    """The least area that covers the wish, the nearest shape, or the nearest ratio."""
+    column = [model.startswith(kind) for kind in MODELS_ASKED].index(True)
+    for wish, *columns in FITS:
+        words = ["--json", "--prompt", "a cup", "--model", model, "--fit", wish, "--dry-run"]
+        fields, asked = run(*words).json["json"], columns[column]
+        assert asked == fields.get("size") or f"a cup (aspect ratio: {asked})" in str(fields)
+
+
+FEW = [("2388x1024", GPT), ("320x320", GPT), ("1080x1350", "gpt-image-1"), ("1080x566", "dall-e-3")]
+FEW += [("900x383", PRO), ("1280x720", GPT)]
+ALL = itertools.product((row[0] for row in FITS[:20]), EVERY_MODEL)
+ALL = [pytest.param(*row, marks=pytest.mark.long) for row in ALL]
+
+
+@pytest.mark.parametrize(("wish", "model"), [*FEW, *ALL])
+def test_fit(gateway: Gateway, run: Run, tmp_path: Path, wish: str, model: str) -> None:
+    """Exactly these pixels, cut evenly on both sides; what the gateway sent is kept beside it."""
+    gateway.answer(lambda received: bodies.answer_to(received, slope_for(received)))
+    flags = ["--model", model, "--fit", wish, "--output", "cup.png"]
+    facts, saved = run("--json", "--prompt", "x", *flags).json, Path("cup.png").read_bytes()
+    sent = slope_for(gateway.calls[0])
+    (width, height), came = pixels(wish), Image.open(io.BytesIO(sent)).size
+    assert Image.open("cup.png").size == (facts["width"], facts["height"]) == (width, height)
+    assert (facts["path"], facts["bytes"]) == (f"{tmp_path}/cup.png", len(saved))
+    original = "cup.png" if came == (width, height) else "cup-original.png"
+    assert Path(original).read_bytes() == sent
+    assert facts["originals"] == [None if original == "cup.png" else f"{tmp_path}/{original}"]
+    left, top, right, bottom = pictures.part_shown(saved)
+    share = width * came[1] / height / came[0]  # of the two shapes
+    shown = [min(1, share), min(1, 1 / share)]
+    assert [right - left, bottom - top] == pytest.approx(shown, abs=0.02)
+    assert [left + right, top + bottom] == pytest.approx([1, 1], abs=0.02)
+    cut = 1 - min(shown)
+    told = " ".join(facts["warnings"])
+    assert ("cut away" in told) == (cut > 0.05) and (cut <= 0.03 or model != GPT)
+    assert ("enlarged" in told) == (width > came[0] or height > came[1])
+
+
+NAMED = [("a.png", "a.png", "a-original.jpeg"), ("a.jpg", "a.jpg", "a-original.jpeg")]
+NAMED += [("a", "a", "a-original.jpeg"), ("b/", r"b/output-\d+.png", r"b/output-\d+-original.jpeg")]
+NAMED += [("taken.webp", "taken.webp", "taken-original-2.jpeg")]
+
+
+@pytest.mark.parametrize(("output", "fitted", "original"), NAMED)
+def test_names_of_fitted_pictures(save: Run, output: str, fitted: str, original: str) -> None:
+    """NAME-original.EXT, EXT from the bytes; what lies there may be the customer's photograph."""
+    photograph = Path("taken-original.jpeg")
+    photograph.write_bytes(OLD)
+    data = pictures.orientation(6, size=(200, 300)).ljust(10_001, b"\0")  # stored as 300x200
+    facts = save(data, "--json", "--fit", "300x200", "--output", output).json
+    assert ["enlarged" in facts["warnings"][0], "56 %" in facts["warnings"][1]] == [True, True]
+    assert re.fullmatch(fitted, os.path.relpath(facts["path"]))
+    assert re.fullmatch(original, os.path.relpath(facts["originals"][0]))
+    assert Path(facts["originals"][0]).read_bytes() == data
+    assert pictures.upright(Path(facts["path"]).read_bytes())
+    assert photograph.read_bytes() == OLD
+
+
+def test_three_are_fitted_in_a_library_too(gateway: Gateway, tmp_path: Path) -> None:
+    """Colours are those that were meant; one that has the pixels already is left alone."""
+    webp = pictures.display_p3(fmt="WEBP").ljust(10_001, b"\0")
+    made = [pictures.display_p3(), noise(300, 400, "JPEG"), webp]
+    gateway.answer(answer(*made))
+    wish = {"fit": "300x400", "aspect_ratio": "3:2"}  # which is what is asked for
+    done = generate.generate("a cup", GPT, output_path="cup.jpeg", n=3, **wish)
+    assert gateway.calls[0].json["size"] == "1536x1024"
+    assert [path.name for path in done.paths] == ["cup.jpeg", "cup-2.jpeg", "cup-3.jpeg"]
+    names = [path and path.name for path in done.originals]
+    assert names == ["cup-original.jpeg", None, "cup-3-original.webp"]
+    assert [path.read_bytes() for path in done.paths] == done.images
+    assert done.images[1] == made[1]
+    assert [Image.open(path).size for path in done.paths] == [(300, 400)] * 3
+    assert pictures.upright(done.images[0], 12) and pictures.upright(done.images[2], 12)
+    assert [path.read_bytes() for path in done.originals if path] == [made[0], made[2]]
+
+
+BAD_FITS = ["15x100", "100x15", "8193x100", "100x8193", "1080", "1080:1350", "1080X1350", "x", ""]
+
+
+@pytest.mark.parametrize("wish", [*BAD_FITS, " 99x99", "-99x99", "99x99x9", "99.0x99", "९९x99"])
+def test_pixels_that_are_none(gateway: Gateway, run: Run, wish: str) -> None:
+    outcome = run("--prompt", "x", "--json", f"--fit={wish}")
+    assert (outcome.code, gateway.requests) == (2, [])
+    assert "--fit" in outcome.json["error"]["message"] and "8192" in outcome.json["error"]["hint"]
+    assert run("--prompt", "x", "--dry-run", "--fit", "16x8192").code == 0
+
+
+USE_CASES = [("text-overlay", GPT), ("photorealistic", GPT), ("cost-sensitive", FLASH)]
+USE_CASES += [("creative", PRO), ("image-to-image", PRO), ("general", PRO)]
+
+
+@pytest.mark.parametrize(("name", "model"), USE_CASES)
+def test_use_case_chooses_the_model(gateway: Gateway, run: Run, name: str, model: str) -> None:
+    """`--model` wins; text-overlay beside a gemini model earns a warning: letters come garbled."""
+    words = ["--prompt", "x", "--json", "--dry-run", "--use-case", name]
+    assert run(*words).json["json"]["model"] == model
+    assert run(*words, "--model", GPT).json["json"]["model"] == GPT
+    facts = run(*words, "--model", PRO).json
+    assert facts["json"]["model"] == PRO
+    assert [GPT in line for line in facts["warnings"]] == [True] * (name == "text-overlay")
+    assert run("--prompt", "x", "--use-case", name.title()).code == 2

@@ -13,7 +13,7 @@ import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 from urllib.parse import unquote
 
 import generate
@@ -49,7 +49,8 @@ def leaks(*texts: object, key: str = KEY) -> list[str]:
 
 def shown(done: Outcome) -> list[str]:
     """All that a run has left: what it printed, and the files, but for the pictures' pixels."""
-    files = [path for path in Path().rglob("*") if path.is_file()]
+    places = (Path(), Path.home() / ".local")  # with the ledger
+    files = [path for place in places for path in place.rglob("*") if path.is_file()]
     assert not any(KEY.encode() in path.read_bytes() for path in files)
     return [done.out, done.err, *map(str, files)]
 
@@ -90,9 +91,7 @@ def test_redaction(gateway: Gateway, run: Run, echo: str) -> None:
     assert leaks(*shown(done), done.json) == []
 
 
-PLACES: dict[
-    str, tuple[int, Callable[..., Reply]]
-] = {  # exit code, and where a gateway puts what it echoes
+PLACES: dict[str, Any] = {  # exit code, and where a gateway puts what it echoes
     "401 message": (4, lambda x, g: Reply(401, body=failed(f"Incorrect key: {x}", code="api_key"))),
     "400 in halves": (7, lambda x, g: Reply(400, body=failed(x[19:], code=x[:19]))),
     "422 detail": (7, lambda x, g: Reply(422, body={"detail": [{"loc": ["header", x], "msg": x}]})),
@@ -102,21 +101,16 @@ PLACES: dict[
     "302 Location": (7, lambda x, g: Reply(302, {"Location": f"https://login.example/?next={x}"})),
     "reason phrase": (4, lambda x, g: Reply(raw=f"HTTP/1.1 401 {x}\r\n\r\n".encode())),
     "200 error": (4, lambda x, g: Reply(body=failed(x, code=401))),
-    "200 words": (7, lambda x, g: Reply(body={"choices": [{"message": {"content": f"I am {x}"}}]})),
-    "200 dead link": (7, lambda x, g: Reply(body={"data": [{"url": f"{g.origin}/gone.png?{x}"}]})),
+    "200 words": (9, lambda x, g: Reply(body={"choices": [{"message": {"content": f"I am {x}"}}]})),
+    "200 dead link": (9, lambda x, g: Reply(body={"data": [{"url": f"{g.origin}/gone.png?{x}"}]})),
     "usage": (0, lambda x, g: Reply(body={"data": [{"b64_json": B64}], "usage": {x: [x]}})),
 }
 
 
+@pytest.mark.usefixtures("short_waits")
 @table("code, place", PLACES)
 def test_places(
-    gateway: Gateway,
-    run: Run,
-    reference: Path,
-    caplog: Any,
-    short_waits: None,
-    code: int,
-    place: Any,
+    gateway: Gateway, run: Run, reference: Path, caplog: Any, code: int, place: Any
 ) -> None:
     """Wherever it stands: in text, retries' lines too, in JSON, in what the library raises."""
     caplog.set_level(logging.INFO)
@@ -180,8 +174,14 @@ def test_first_eight_at_most(gateway: Gateway, run: Run, monkeypatch: Any, key: 
 
 @pytest.mark.parametrize("key", ["test", "none"])
 def test_a_key_that_is_a_word(gateway: Gateway, run: Run, monkeypatch: Any, key: str) -> None:
-    """A word that guards a gateway of one's own spoils no link and no path."""
+    """A word that guards a gateway of one's own spoils no link, no path, and no other word."""
     guarded(gateway, monkeypatch, key)
+    words = "the contents of a test: attested, none"
+    dry = run("--prompt", words, "--param", f"user={key}", "--dry-run").json
+    assert dry["json"]["messages"][0]["content"][0]["text"] == words
+    assert dry["json"]["user"] == key
+    gateway.answer(Reply(400, body=failed(f"its contents are untested by {key}.")))
+    assert "contents are untested by [key]." in run(*OPENAI, "--json").json["error"]["message"]
     path = Path("none", "test.png").resolve()
     gateway.answer(Reply(body={"data": [{"url": gateway.publish("none/test.png", PNG)}]}))
     done = run(*OPENAI[:-1], path, "--json")

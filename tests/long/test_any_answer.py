@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import random
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import generate
 import pytest
-from bodies import DRAFT, FINAL, SECOND, Shelf, b64, chat, data_url, made
-from conftest import MODELS, table
+from bodies import (
+    DRAFT,
+    FINAL,
+    SECOND,
+    Shelf,
+    b64,
+    chat,
+    completed,
+    data_url,
+    delta,
+    image_url,
+    made,
+    partial,
+)
+from conftest import MODELS, both_families, table
 from gateway import Gateway, Reply
 from generate import ImageGenError, classify_response_error, handle_http_error
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pictures import encoded
+from PIL import Image
 from test_answers import SHAPES
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("short_waits")]
 
-BILLED = {"response": "yes", "unavailable": "maybe"}  # of others: no
+BILLED = {"response": ("yes", "maybe"), "unavailable": ("maybe",)}  # of others: no
+WORDS_ARE_QUOTED = r"The answer (holds no image|is a web page)(: |\.$)"
 FAMILIES = st.sampled_from(list(MODELS))
 
 
@@ -32,7 +53,9 @@ def cases(count: int) -> settings:
 def coherent(error: ImageGenError) -> None:
     """Asserts what every error about an answer must be."""
     assert type(error) in ImageGenError.__subclasses__()
-    assert error.billed == BILLED.get(error.kind, "no")
+    assert error.billed in BILLED.get(error.kind, ("no",))
+    if (error.kind, error.billed) == ("response", "maybe"):
+        assert re.match(WORDS_ARE_QUOTED, error.message)
     assert error.retryable == (error.kind == "unavailable") or error.kind == "quota"
     assert error.message.isprintable() and 0 < len(error.message) < 1000
     assert error.hint and isinstance(error.image_url, (str, type(None)))
@@ -169,7 +192,8 @@ TRAPS = {  # texts that nearly match, over and over
         unit: unit * (MUCH // len(unit))
         for unit in (" ", "a", "0", "\0", "data:image/png;base64,", ";base64,", "![a](", "![", "[")
         + ("(", "https://a.example/b ", "http://a/", "<img ", "<img src='", "<title>")
-        + ("data: {}\n\n", "%41", "a" * 63 + " ", "iVBORw0KGgo", "\\", '"', "-_", "=", "I cannot ")
+        + ("data: {}\n\n", "data: {\n", "%41", "a" * 63 + " ")
+        + ("iVBORw0KGgo", "\\", '"', "-_", "=", "I cannot ")
     },
 }  # fmt: skip
 
@@ -197,3 +221,48 @@ def test_hundreds_of_dead_links_end_in_time(gateway: Gateway, reply: Reply) -> N
     started = time.monotonic()
     assert read(gateway, "gemini", chat(links), timeout=2) == []
     assert time.monotonic() - started < 60
+
+
+# --- Streams ---
+
+STREAMS = {  # the events of a draft, and of the result
+    "openai": (lambda data: [partial(data)], lambda data: [completed(data)]),
+    "gemini": (
+        lambda data: [delta("", images=[image_url(data_url(data))])],
+        lambda data: [delta("", "stop", images=[image_url(data_url(data))])],
+    ),
+}
+PEAK_KB = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0])["main"]()
+finally:
+    print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read there")
+@both_families
+def test_drafts_take_no_more_memory_than_the_result(gateway: Gateway, family: str) -> None:
+    """Three drafts of 2048 x 2048 pixels: at most 1.3 times what the last one takes alone."""
+    of_draft, of_result = STREAMS[family]
+    drafts = [event for seed in range(3) for event in of_draft(large_picture(seed))]
+    result = of_result(large_picture(3))
+    words = ("--prompt", "a cup", "--model", MODELS[family], "--stream", "--output", "cup")
+    peaks = []
+    for events in (result, drafts + result):
+        gateway.answer(Reply(events=events))
+        script = [sys.executable, "-c", PEAK_KB, generate.__file__, *words]
+        done = subprocess.run(script, capture_output=True, text=True, check=True)
+        *_, saved, peak = done.stdout.split()
+        assert Path(saved).read_bytes() == large_picture(3)
+        peaks.append(int(peak))
+    assert peaks[1] < 1.3 * peaks[0], peaks
+
+
+@functools.cache
+def large_picture(seed: int) -> bytes:
+    """Noise, which is as large as a picture can be: 12.6 MB."""
+    noise = random.Random(seed).randbytes(2048 * 2048 * 3)
+    return encoded(Image.frombytes("RGB", (2048, 2048), noise), "PNG", compress_level=0)

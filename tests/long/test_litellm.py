@@ -97,7 +97,8 @@ def google(**body: Any) -> Reply:
 
 
 TOLD = google(candidates=[{"content": {"role": "model", "parts": [{"text": "Which apple?"}]}}])
-BLOCKED = Reply(400, body={"error": {"message": "Rejected.", "code": "moderation_blocked"}})
+SAFETY = "Your request was rejected by the safety system."  # LiteLLM drops the code beside it
+BLOCKED = Reply(400, body={"error": {"message": SAFETY, "code": "moderation_blocked"}})
 PROHIBITED = google(promptFeedback={"blockReason": "PROHIBITED_CONTENT"})
 WITHHELD = google(candidates=[{"finishReason": "IMAGE_SAFETY", "index": 0}])
 BUSY = Reply(429, body={"error": {"message": "Too many.", "code": "rate_limit_exceeded"}})
@@ -105,7 +106,7 @@ ERRORS = {  # model, what its provider answers, kind, retryable, billed, calls w
     "moderation": (OPENAI, BLOCKED, "refused", False, "no", 1),
     "prompt blocked": (GEMINI, PROHIBITED, "refused", False, "no", 1),
     "picture withheld": (GEMINI, WITHHELD, "refused", False, "no", 1),
-    "words": (GEMINI, TOLD, "response", False, "yes", 1),
+    "words": (GEMINI, TOLD, "response", False, "maybe", 1),
     "busy": (OPENAI, BUSY, "quota", True, "no", 3),
     "wrong key": (OPENAI, Reply(401), "auth", False, "no", 1),
     "outage": (OPENAI, Reply(500), "unavailable", True, "maybe", 3),

@@ -235,7 +235,8 @@ def test_no_disk_takes_it(gateway: Gateway, run: Run, kept: Path, disk_for: Any)
     disk_for(20_000)
     outcome = save(run)
     assert (outcome.code, outcome.json["error"]["image_url"]) == (8, url)
-    assert not any(any(folder.iterdir()) for folder in (kept, Path.home(), Path("out")))
+    assert [*kept.iterdir(), *Path("out").iterdir()] == []
+    assert os.listdir(Path.home()) == [".local"]  # of the ledger
 
 
 @table(

@@ -1,0 +1,122 @@
+"""The papers' examples: typed into a shell, and compared with the output that the papers show."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gateway import Gateway, Received, Reply
+from PIL import Image, ImageDraw
+from test_papers import ERRORS, ROOT, SPEC, Block, blocks, examples, failed
+
+pytestmark = pytest.mark.long
+
+LISTS = [block.text for block in blocks(SPEC) if "\t" in block.text and block.language == "text"]
+READER = "/home/mia"  # whose home the examples were run in
+CHANGING = re.compile(
+    r"\b\d+ bytes\b|\b\d+\.\d+ s\b|127\.0\.0\.1:\d+|\"(?:bytes|elapsed_s)\": [\d.]+|\t\s*\d+\.\d+\t"
+    r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|(?:python|requests|[Pp]illow) +[\d.]+"
+)
+TROUBLES = {  # what happens to prompts with these words in the examples
+    "in a storm": [Reply(524, body="<title>A timeout occurred</title>")],
+    "with words": [Reply(body={"choices": [{"message": {"content": "What shape of cup?"}}]})],
+    "on a city street": [Reply(524, body="<title>A timeout occurred</title>")] * 3,
+    "in light rain": [failed(400, code="moderation_blocked", message="Rejected by our filter.")],
+    "on marble": [Reply(524, body="<title>A timeout occurred</title>")],
+}
+
+
+class Reader:
+    """Someone with this folder in their home who types what the papers show to a stand-in."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.skill, self.shop = home, home / "product-shots-image-gen", home / "shop"
+        for folder in (self.skill, self.shop, home / ".bin"):
+            folder.mkdir(parents=True)
+        for name in ("scripts", "tests", "references"):
+            (self.skill / name).symlink_to(ROOT / name)
+        python = home / ".bin" / "python3"
+        python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+        python.chmod(0o755)
+        for name, text in zip(("modules.tsv", "shots.tsv"), LISTS):
+            (self.shop / name).write_text(text, encoding="utf-8")
+        (self.shop / "notes.png").write_text("<html>not a picture</html>")
+        scene = Image.linear_gradient("L").resize((1024, 768)).convert("RGB")
+        scene.save(self.shop / "scene.png")
+        scene.save(self.shop / "main.jpeg")
+        hole = scene.convert("RGBA")
+        ImageDraw.Draw(hole).rectangle((0, 0, 1024, 300), fill=(0, 0, 0, 0))
+        hole.save(self.shop / "mask.png")
+        shoe = Image.effect_noise((1000, 750), 60).resize((4000, 3000)).convert("RGB")
+        shoe.save(self.shop / "shoe.jpeg", quality=90)
+
+    def type(self, commands: list[str], troubles: bool = False) -> list[str]:
+        """The output of each command, typed one after another into one shell."""
+        script = "".join(f"{command}\nprintf '\x1e'\n" for command in commands)
+        path = f"{self.home / '.bin'}{os.pathsep}{os.environ['PATH']}"
+        with Gateway() as gateway:
+            if troubles:
+                gateway.answer_always(troubled())
+            own = {"OMNIMAAS_API_KEY": gateway.key, "OMNIMAAS_BASE_URL": gateway.url}
+            own.update(HOME=str(self.home), PATH=path, PYTHONDONTWRITEBYTECODE="1")
+            pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+            pipes.update(stdin=subprocess.DEVNULL, env={**os.environ, **own}, timeout=120)
+            argv = ["bash", "-c", script]
+            done = subprocess.run(argv, cwd=self.skill, check=False, **pipes)
+        output = done.stdout.decode().replace(os.path.realpath(self.home), READER)
+        return output.replace(str(self.home), READER).split("\x1e")[:-1]
+
+
+def troubled() -> Any:
+    """What a gateway answers in papers about troubles: each of TROUBLES in turn, then as usual."""
+    left = {words: list(replies) for words, replies in TROUBLES.items()}
+
+    def answer(received: Received) -> Reply:
+        due = [replies for words, replies in left.items() if words.encode() in received.body]
+        return due[0].pop(0) if due and due[0] else Reply()
+
+    return answer
+
+
+@pytest.fixture
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    return Reader(tmp_path_factory.mktemp("reader") / "mia")
+
+
+def rehearse(block: Block, pairs: list[tuple[str, str]], reader: Reader) -> list[str]:
+    """What an example really prints, command by command."""
+    for other in blocks(block.paper):
+        named = re.match(r"# (\w+\.\w+)\n", other.text)
+        name = "example.py" if other == block else named and named[1]
+        (reader.shop / (name or "none")).write_text(other.text, encoding="utf-8")
+    is_trouble = block.paper == ERRORS or "series.sh" in block.text
+    return reader.type([command for command, _ in pairs], is_trouble)
+
+
+@pytest.mark.parametrize("block, pairs", [*examples()], ids=lambda it: str(it)[:60])
+def test_example(block: Block, pairs: list[tuple[str, str]], reader: Reader) -> None:
+    """Output in the papers that nobody ever saw."""
+    engine = "parallel " in block.text
+    if engine and not (shutil.which("parallel") and shutil.which("flock")):
+        pytest.skip("GNU parallel and flock are missing: apt-get install parallel util-linux")
+    outputs = rehearse(block, pairs, reader)
+    for (_, shown), real in zip(pairs, outputs):
+        lines = [CHANGING.sub("#", text).splitlines() for text in (real, shown)]
+        ordered = [sorted(each) if engine else each for each in lines]
+        assert ordered[0] == ordered[1]
+    assert len(outputs) == len(pairs)
+
+
+def test_chinese_quick_start(reader: Reader) -> None:
+    """Every command of the section for readers of Chinese ends well."""
+    texts = "".join(each.text for each in blocks("README.md") if each.section == "中文快速上手")
+    commands = re.findall(r"^python3 .*", texts, re.M)
+    outputs = reader.type([f"{command} > /dev/null && echo made" for command in commands])
+    assert [output.splitlines()[-1] for output in outputs] == ["made"] * 6
