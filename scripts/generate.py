@@ -33,6 +33,7 @@ import io
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -82,10 +83,12 @@ REFERENCE_EDGES_PX = (1024, 768, 512)  # at first, then one after each 524 or re
 REFERENCE_LIMIT_BYTES = 1_048_576
 REFERENCE_QUALITIES = (88, 80, 70, 55, 40)  # below the first only while the file is too large
 SAVED_JPEG_QUALITY = 95
+NEAREST, LANCZOS = 0, 1  # Pillow's numbers; the names for them depend on the version
 MIN_IMAGE_BYTES = 10_000  # the specification's self-check: a file must be larger than this
 MAX_ANSWER_BYTES = 64 * 2**20  # gpt-image-2's largest PNG is about 33 MB of base64
 MAX_ERROR_BYTES = 2**20  # of an answer whose status is an error
 MAX_LINKED_REFERENCE_BYTES = 32_000_000
+MAX_QUOTE_CHARS = 300  # of what a gateway says, in a message
 MAX_DEPTH = 200  # of an answer's tree: what lies deeper is not looked at
 MAX_LINKS = 12  # of one answer, so that a page full of dead links ends in time
 RATIO_TOLERANCE = 0.05
@@ -104,13 +107,15 @@ POLL_S = 0.1
 
 PathLike = Union[str, "os.PathLike[str]"]
 ReferenceLike = Union[PathLike, bytes]
+Size = tuple[int, int]  # width and height in pixels
+JsonObject = dict[str, Any]
+Route = tuple[Any, ...]  # the keys and indices that lead to a place in a JSON tree
 
 log = logging.getLogger("image-gen")
 log.addHandler(logging.NullHandler())
 STOP = threading.Event()  # set by an interrupt: whatever waits, or has not been sent, gives up
-COLLECTED: ContextVar[list[str]] = ContextVar(
-    "COLLECTED"
-)  # the warnings of the call in this thread
+# The warnings of the call in this thread.
+COLLECTED: ContextVar[list[str]] = ContextVar("COLLECTED")
 
 
 def warn(text: str, *values: object) -> None:
@@ -169,7 +174,8 @@ class ImageGenError(Exception):
         self.message = message
         self.hint = hint or self.hint
         self.billed = billed or self.billed
-        self.retryable = self.retryable if retryable is None else retryable
+        if retryable is not None:
+            self.retryable = retryable
         self.status = status
         self.image_urls = list(image_urls)
         self.saved_at = saved_at
@@ -193,10 +199,13 @@ class ImageGenError(Exception):
 
     def as_json(self) -> dict[str, Any]:
         """What --json shows; links and paths only where there are any."""
-        names = ("kind", "message", "hint", "status", "retryable", "billed", "possible_cost_cny")
-        extras = ("image_url", "image_urls", "saved_at", "draft_at")
-        facts = {name: getattr(self, name) for name in names}
-        return {**facts, **{name: getattr(self, name) for name in extras if getattr(self, name)}}
+        always = ("kind", "message", "hint", "status", "retryable", "billed", "possible_cost_cny")
+        facts = {name: getattr(self, name) for name in always}
+        for name in ("image_url", "image_urls", "saved_at", "draft_at"):
+            place = getattr(self, name)
+            if place:
+                facts[name] = place
+        return facts
 
 
 class InternalError(ImageGenError):
@@ -386,14 +395,15 @@ class Reference(NamedTuple):
 
     data: bytes
     mime: str
-    size: tuple[int, int]  # width and height in pixels, of the data
-    full_size: tuple[int, int]  # of the caller's picture, upright
+    size: Size  # of the data
+    full_size: Size  # of the caller's picture, upright
 
     def __repr__(self) -> str:
         return f"<{self.mime}, {len(self.data)} bytes>"
 
     def data_url(self) -> str:
-        return f"data:{self.mime};base64,{base64.b64encode(self.data).decode('ascii')}"
+        text = base64.b64encode(self.data).decode("ascii")
+        return f"data:{self.mime};base64,{text}"
 
 
 class Upload(NamedTuple):
@@ -408,14 +418,14 @@ class Call(NamedTuple):
     """A request: JSON, or a form when there are uploads."""
 
     url: str
-    fields: dict[str, Any]
+    fields: JsonObject
     uploads: tuple[Upload, ...] = ()
 
 
 class Candidate(NamedTuple):
     """What may be the result: bytes or a link, and where in the answer it stood."""
 
-    path: tuple[Any, ...]
+    path: Route
     rank: int  # 0 is likely, higher is less so
     data: bytes = b""
     link: str = ""
@@ -426,7 +436,7 @@ class Picture(NamedTuple):
 
     data: bytes  # encoded
     format: str  # Pillow's name
-    size: tuple[int, int]  # width and height in pixels
+    size: Size
     link: str | None = None  # where it was fetched
 
 
@@ -457,7 +467,11 @@ class Generation:
     """
 
     def __init__(
-        self, pictures: Sequence[Picture], usage: dict[str, Any], model: str, endpoint: str
+        self,
+        pictures: Sequence[Picture],
+        usage: JsonObject,
+        model: str,
+        endpoint: str,
     ) -> None:
         self.pictures = list(pictures)
         self.model = model
@@ -486,7 +500,7 @@ class Generation:
 
 def total_tokens(usage: Mapping[str, Any]) -> int | None:
     total = usage.get("total_tokens", usage.get("totalTokenCount"))
-    return total if isinstance(total, int) and not isinstance(total, bool) else None
+    return total if type(total) is int else None
 
 
 # --- Tables ---
@@ -543,14 +557,21 @@ MODEL_BY_USE_CASE = {
 }
 
 # A key and a URL of one row belong together; rows, and then files, in order of precedence.
-OWNERS = ("OMNIMAAS", "PRODUCT_SHOTS_IMAGEGEN", "RENDER", "CANVASFLOW_IMAGEGEN")
-CONFIG_ROWS = tuple((f"{owner}_API_KEY", f"{owner}_BASE_URL") for owner in OWNERS)
+CONFIG_ROWS = (
+    ("OMNIMAAS_API_KEY", "OMNIMAAS_BASE_URL"),
+    ("PRODUCT_SHOTS_IMAGEGEN_API_KEY", "PRODUCT_SHOTS_IMAGEGEN_BASE_URL"),
+    ("RENDER_API_KEY", "RENDER_BASE_URL"),
+    ("CANVASFLOW_IMAGEGEN_API_KEY", "CANVASFLOW_IMAGEGEN_BASE_URL"),
+)
+URL_VARIABLES = dict(CONFIG_ROWS)  # by their keys' variables
 KEY_FILES = (
     "~/.product_shots_imagegen_api_key",
     "~/.product_shots_render_api_key",
     "~/.canvasflow_imagegen_api_key",
 )
-KEY_SOURCES = (*dict(CONFIG_ROWS), *KEY_FILES)
+KEY_SOURCES = (*URL_VARIABLES, *KEY_FILES)
+# http or https and a host, IPv6 in brackets; no user, query or fragment.
+BASE_URL = r"(?ai)(?!.*[?#@])https?://(\[[\da-f:.]+\]|[\w.-]+)(:(?P<port>\d{1,5}))?(/[!-~]*)?"
 LEDGER_VARIABLE = "PRODUCT_SHOTS_IMAGEGEN_LEDGER"
 BUDGET_VARIABLE = "PRODUCT_SHOTS_IMAGEGEN_BUDGET_CNY"
 PRICES_VARIABLE = "PRODUCT_SHOTS_IMAGEGEN_PRICES"
@@ -589,6 +610,7 @@ SIGNATURES = {
 }
 ORIENTATION = 0x0112  # EXIF's tag
 MENDED_BIG_TIFF = b"MM+\0"
+LOSSLESS_FORMATS = ("PNG", "GIF", "BMP", "TIFF")
 GZIP_START = b"\x1f\x8b"
 SENT_FORMATS = ("PNG", "JPEG", "WEBP")
 EXTENSIONS = {".png": "PNG", ".jpeg": "JPEG", ".jpg": "JPEG"}  # those that need no look into Pillow
@@ -646,9 +668,11 @@ MEANINGS = (
         QuotaError,
         False,
         "",
-        codes=r"insufficient_(\w+_)?(quota|balance|credits?|funds)|quota_(failed|not_enough|exceeded)"
-        r"|exceeded_current_quota|billing_hard_limit|overdue|arrear|free_tier_only|budget_exceeded"
-        r"|entitlement_\w*limit_exceeded|no_credits?|credits?_(exhausted|depleted)|payment_required",
+        codes=r"insufficient_(\w+_)?(quota|balance|credits?|funds)"
+        r"|quota_(failed|not_enough|exceeded)|exceeded_current_quota|billing_hard_limit"
+        r"|overdue|arrear|free_tier_only|budget_exceeded"
+        r"|entitlement_\w*limit_exceeded|no_credits?|credits?_(exhausted|depleted)"
+        r"|payment_required",
         phrases=r"exceeded your current quota|quota is not enough|billing hard limit"
         r"|insufficient (\w+ )?(balance|credits?|quota|funds)|requires more credits"
         r"|balance is (insufficient|not enough|too low)|(exhausted|overdue) balance"
@@ -742,6 +766,9 @@ MEANINGS = (
     Meaning(RejectedError, False, "404", hint="Check the base URL: most end in /v1."),
     Meaning(RejectedError, False, ""),
 )
+# Where a gateway speaks of itself: error.*, *.error.*, base_resp.* (MiniMax), output.* (DashScope),
+# and what stands at the top.
+GATEWAYS_PLACE = r"(?i)(?!content$)((\w+\.)?error|((base_resp|output)\.)?\w+$)"
 QUOTED = r"(?<!\w)'[^']*'(?!\w)"  # Unknown parameter: 'thinking_budget_tokens'.
 
 # Exceptions of the wire in plain words. Their own text may quote headers and is never shown.
@@ -775,16 +802,18 @@ FOREIGN_KEYS = (
     r"|(?<![A-Za-z])(?i:author|user|profile|input|request|prompt|mask|help|support|docs?|homepage"
     r"|website|terms|policy|policies|callback|webhook|citations?|annotations?)(?![a-z])"
 )
-LINK_KEYS = (
-    r"(?i)ur[li]|link|href|src|path|image|file|output|result"  # their text may be a bare path
-)
+LINK_KEYS = r"(?i)ur[li]|link|href|src|path|image|file|output|result"
 BASE64 = r"[A-Za-z0-9+/_%-]{56}[A-Za-z0-9+/_%\r\n-]*={0,2}"
 # ![image](https://…) (new-api), <img src="…">, and any other address
 SHOWN_LINK = r"(?i)!\[[^][]*\]\(\s*<?([^\s\"'<>)]+)|<img\b[^<>]*?\bsrc=[\"']?([^\s\"'<>]+)"
 OTHER_SCHEME = r"(?i)(?!https?:)[a-z][\w+.-]*:"  # data:, file:, javascript:
 BARE_LINK = r"(?i)https?://(?:\[[\da-f:.]+\])?[^\s\"'<>)\]`、。，；：！？）】」]+"
-# With blanks and quotes in it, or with a scheme that is only told: gs://… (Vertex).
-WHOLE_LINK = r"(?i)\w+://[^\s<>]+(?: (?!https?:)[^\s<>]+)*"
+# What may stand under one of LINK_KEYS: an address that has blanks and quotes in it, or a scheme
+# that is only told, such as gs:// (Vertex); a path; a file's name.
+ADDRESS = (
+    r"(?i)\w+://[^\s<>]+(?: (?!https?:)[^\s<>]+)*|/\S+"
+    r"|[^\s:]*\.(png|jpe?g|webp|gif|avif)\b[^\s:]*"
+)
 MAX_LINK_CHARS = 4000
 PICTURE_NAME = r"(?i)\.(png|jpe?g|webp|gif|avif)\b"
 PICTURE_LABEL = r"(?i)(image|picture|photo|download|图|下载)[^][\n]{0,20}\]?[(:：]?\s*<?$"
@@ -835,7 +864,7 @@ Once configured, re-run the original request."""  # noqa: E501
 # --- Secrecy ---
 
 
-ESCAPED = r"(?i)%(?:25)*([2-7][0-9a-f])|\\+u00([2-7][0-9a-f])"  # of a letter, in a URL or in JSON
+ESCAPED = r"(?i)(?:%(?:25)*|\\+u00)([2-7][0-9a-f])"  # a letter, in a URL or in JSON
 
 
 class Key(str):
@@ -858,16 +887,23 @@ def is_secret(key: str) -> bool:
 def spellings(key: str) -> Iterator[str]:
     """A key as it is, and as base64 has it."""
     yield key
+    raw = key.encode("utf-8", "surrogateescape")
     for shift in range(3):  # base64 depends on where the key stands, and its ends on its neighbours
-        for encode in (base64.b64encode, base64.urlsafe_b64encode):
-            encoded = encode(b"\0" * shift + key.encode("utf-8", "surrogateescape"))
-            yield encoded[4 if shift else 0 : -4].decode("ascii")
+        encoded = base64.b64encode(b"\0" * shift + raw).decode("ascii")
+        inner = encoded[4 if shift else 0 : -4]
+        if is_secret(inner):  # any picture's base64 may hold a shorter one
+            yield inner
+            yield inner.replace("+", "-").replace("/", "_")
 
 
 def pieces_of(key: str) -> set[str]:
     """Every 12 letters in a row of a key's spellings, in lower case."""
-    forms = [form.lower() for form in spellings(key)]
-    return {form[i : i + 12] for form in forms for i in range(max(1, len(form) - 11))}
+    pieces = set()
+    for spelling in spellings(key):
+        for start in range(max(1, len(spelling) - 11)):
+            piece = spelling[start : start + 12]
+            pieces.add(piece.lower())
+    return pieces
 
 
 def scrub(text: str, keys: Iterable[str]) -> str:
@@ -885,14 +921,16 @@ def scrub(text: str, keys: Iterable[str]) -> str:
 
 
 def scrub_secret(text: str, key: str) -> str:
-    plain = re.sub(ESCAPED, lambda match: chr(int(match[1] or match[2], 16)), text)
+    """A text without a long key; unescaped only when something was found."""
+    plain = re.sub(ESCAPED, lambda match: chr(int(match[1], 16)), text)
     lowered = plain.lower()
     found = [piece for piece in pieces_of(key) if piece in lowered]
     if not found:
         return text
-    starts = "|".join(re.escape(piece) for piece in found)
-    rest = len(found[0]) - 1  # of the last piece in a row of them
-    return re.sub(rf"(?is)(?:(?={starts}).)+.{{,{rest}}}", "[key]", plain)
+    starts = "|".join(map(re.escape, found))
+    rest = max(map(len, found)) - 1  # of the last piece in a row of them
+    leaked = rf"(?is)(?:(?={starts}).)+.{{,{rest}}}"
+    return re.sub(leaked, "[key]", plain)
 
 
 def clean(tree: Any, keys: Sequence[str], depth: int = MAX_DEPTH) -> Any:
@@ -911,14 +949,17 @@ def clean(tree: Any, keys: Sequence[str], depth: int = MAX_DEPTH) -> Any:
         return None
     if isinstance(tree, list):
         return [clean(item, keys, depth - 1) for item in tree]
-    return {scrub(name, keys): clean(item, keys, depth - 1) for name, item in tree.items()}
+    cleaned = {}
+    for name, item in tree.items():
+        cleaned[scrub(name, keys)] = clean(item, keys, depth - 1)
+    return cleaned
 
 
 def blot(text: str, keys: Iterable[str]) -> str:
     """The last guard of everything that leaves the program: whole keys are blotted out."""
     for key in filter(is_secret, keys):
-        for form in (key, json.dumps(key)[1:-1]):
-            text = text.replace(form, "[key]")
+        as_json = json.dumps(key)[1:-1]
+        text = text.replace(key, "[key]").replace(as_json, "[key]")
     return text
 
 
@@ -935,8 +976,10 @@ def read_source(source: str) -> str:
     except FileNotFoundError:
         return ""
     except (OSError, ValueError) as error:
-        fault = f"The key file {source} cannot be read: {reason(error)}."
-        raise ConfigError(fault, "Make it readable, or remove it.") from None
+        raise ConfigError(
+            f"The key file {source} cannot be read: {reason(error)}.",
+            "Make it readable, or remove it.",
+        ) from None
 
 
 def known_keys() -> list[str]:
@@ -945,13 +988,16 @@ def known_keys() -> list[str]:
     for source in KEY_SOURCES:
         with contextlib.suppress(ConfigError):
             keys.append(read_source(source))
-    return list(filter(None, keys))
+    return [key for key in keys if key]
 
 
 def first_set(sources: Iterable[str]) -> tuple[str, str]:
     """(value, source) of the first source that is set, ("", "") when none is."""
-    found = ((value, source) for source in sources if (value := read_source(source)))
-    return next(found, ("", ""))
+    for source in sources:
+        value = read_source(source)
+        if value:
+            return value, source
+    return "", ""
 
 
 def load_api_key(given: str | None = None) -> tuple[Key, str]:
@@ -962,12 +1008,15 @@ def load_api_key(given: str | None = None) -> tuple[Key, str]:
     key, source = first_set(KEY_SOURCES) if given is None else (given, "api_key")
     if not source:
         raise ConfigError("No API key is configured.", ONBOARDING)
-    is_file = source in KEY_FILES and os.name == "posix"
-    if is_file and os.stat(os.path.expanduser(source)).st_mode & 0o077:
-        warn("the key file %s can be read by others; type: chmod 600 %s", source, source)
+    if source in KEY_FILES and os.name == "posix":
+        mode = os.stat(os.path.expanduser(source)).st_mode
+        if mode & 0o077:
+            warn("the key file %s can be read by others; type: chmod 600 %s", source, source)
     if not isinstance(key, str) or not re.fullmatch(r"[!-~]+", key):
-        fault = f"The key from {source} is not printable ASCII without spaces."
-        raise ConfigError(fault, "Copy the key again, without any other characters.")
+        raise ConfigError(
+            f"The key from {source} is not printable ASCII without spaces.",
+            "Copy the key again, without any other characters.",
+        )
     return Key(key), source
 
 
@@ -977,33 +1026,40 @@ def load_base_url(key_source: str | None = None, given: str | None = None) -> tu
     The first variable and the first key file need no URL: DEFAULT_BASE_URL goes with them.
     raises: ConfigError without a URL, or for a malformed one
     """
-    urls = dict(CONFIG_ROWS).values()
-    url, source = first_set(urls) if given is None else (given, "base_url")
+    variables = URL_VARIABLES.values()
+    url, source = first_set(variables) if given is None else (given, "base_url")
     if source:
         return check_url(url.rstrip("/"), source), source
-    key_source = key_source or load_api_key()[1]
+    if not key_source:
+        _, key_source = load_api_key()
     if key_source in (KEY_SOURCES[0], KEY_FILES[0]):
         return DEFAULT_BASE_URL, "default"
-    wanted = dict(CONFIG_ROWS).get(key_source, "PRODUCT_SHOTS_IMAGEGEN_BASE_URL")
-    fault = f"The key from {key_source} has no base URL."
-    raise ConfigError(fault, f"Set {wanted} to the URL of your gateway.")
+    wanted = URL_VARIABLES.get(key_source, "PRODUCT_SHOTS_IMAGEGEN_BASE_URL")
+    raise ConfigError(
+        f"The key from {key_source} has no base URL.",
+        f"Set {wanted} to the URL of your gateway.",
+    )
 
 
 def check_url(url: str, source: str) -> str:
     """The URL itself; raises ConfigError, and warns when the key would travel unencrypted."""
-    shown = "" if "@" in url else f" {scrub(url, known_keys())!r}"  # it may hold a password
+    shown = ""
+    if "@" not in url:  # else it may hold a password
+        shown = f" {scrub(url, known_keys())!r}"
     for endpoint in ENDPOINTS.values():
         if url.endswith(endpoint):
-            fault = f"The base URL{shown} from {source} ends in an endpoint."
-            raise ConfigError(fault, f"Set it to {url[: -len(endpoint)]}")
-    host = r"(?:\[[\da-f:.]+\]|[\w.-]+)"
-    parts = re.fullmatch(rf"(?ai)(?!.*[?#@])https?://{host}(?::(\d{{1,5}}))?(?:/[!-~]*)?", url)
-    if not parts or int(parts[1] or 0) > 65_535:
-        fault = f"The base URL{shown} from {source} is not an http or https address."
-        hint = (
-            "Set it to an address like https://gateway.example/v1, without user, query or fragment."
+            raise ConfigError(
+                f"The base URL{shown} from {source} ends in an endpoint.",
+                f"Set it to {url[: -len(endpoint)]}",
+            )
+    address = re.fullmatch(BASE_URL, url)
+    port = int(address["port"] or 0) if address else 0
+    if not address or port > 65_535:
+        raise ConfigError(
+            f"The base URL{shown} from {source} is not an http or https address.",
+            "Set it to an address like https://gateway.example/v1, "
+            "without user, query or fragment.",
         )
-        raise ConfigError(fault, hint)
     if url.lower().startswith("http:") and not is_loopback(url):
         warn("the base URL%s from %s is plain http: the key travels unencrypted", shown, source)
     return url
@@ -1021,32 +1077,34 @@ def load_target(api_key: str | None = None, base_url: str | None = None) -> Targ
     key, key_source = load_api_key(api_key)
     url, url_source = load_base_url(key_source, base_url)
     own = url_source.replace("_BASE_URL", "_API_KEY")
-    if own not in (key_source, url_source):
-        if read_source(own) not in ("", api_key):
-            fault = (
-                f"The key from {key_source} would go to the gateway of {url_source}, "
-                f"whose own key is in {own}."
-            )
-            raise ConfigError(fault, f"Unset {url_source}, or unset {key_source} to use {own}.")
-        warn("the key from %s goes to the gateway from %s", key_source, url_source)
+    if own in (key_source, url_source):  # of one row, or no variable
+        return Target(key, key_source, url, url_source)
+    if read_source(own) not in ("", api_key):
+        raise ConfigError(
+            f"The key from {key_source} would go to the gateway of {url_source}, "
+            f"whose own key is in {own}.",
+            f"Unset {url_source}, or unset {key_source} to use {own}.",
+        )
+    warn("the key from %s goes to the gateway from %s", key_source, url_source)
     return Target(key, key_source, url, url_source)
 
 
-def read_amount(text: str) -> float:
-    """A sum of money of 0 or more; raises ValueError."""
-    if not re.fullmatch(r"\s*(\d{1,12}(\.\d*)?|\.\d+)\s*", text, re.A):
-        raise ValueError(f"{text!r} is not a sum of money")
-    return float(text)
+def read_amount(text: str) -> float | None:
+    """A sum of money of 0 or more; None for anything else."""
+    is_amount = re.fullmatch(r"\s*(\d{1,12}(\.\d*)?|\.\d+)\s*", text, re.A)
+    return float(text) if is_amount else None
 
 
 def load_budget() -> float | None:
     """What may be spent in a calendar day, in CNY; None without a budget. Raises ConfigError."""
     text = read_source(BUDGET_VARIABLE)
-    try:
-        return read_amount(text) if text else None
-    except ValueError:
-        fault = f"The budget {text!r} in {BUDGET_VARIABLE} is not a sum of money."
-        raise ConfigError(fault, "Set it to CNY a day, such as 50, or unset it.") from None
+    budget = read_amount(text)
+    if text and budget is None:
+        raise ConfigError(
+            f"The budget {text!r} in {BUDGET_VARIABLE} is not a sum of money.",
+            "Set it to CNY a day, such as 50, or unset it.",
+        )
+    return budget
 
 
 def load_prices() -> dict[str, float]:
@@ -1055,21 +1113,24 @@ def load_prices() -> dict[str, float]:
     prices = {}
     for item in filter(str.strip, text.split(",")):
         name, _, amount = item.partition("=")
-        try:
-            prices[plain_name(name.strip())] = read_amount(amount)
-        except ValueError:
-            name = ""
-        if not plain_name(name.strip()):
-            fault = f"The price {item!r} in {PRICES_VARIABLE} is malformed."
-            raise ConfigError(fault, "Write prices like gpt-image-2=0.35,seedream-4=0.2.")
+        name = name.strip()
+        price = read_amount(amount)
+        if price is None or not re.fullmatch(r"[^\s;]*[^\s;/]", name):
+            raise ConfigError(
+                f"The price {item!r} in {PRICES_VARIABLE} is malformed.",
+                "Write prices like gpt-image-2=0.35,seedream-4=0.2.",
+            )
+        prices[plain_name(name)] = price
     return prices
 
 
 def ledger_path() -> str | None:
     """Where the ledger is, None when it is turned off."""
     chosen = read_source(LEDGER_VARIABLE)
+    if chosen.lower() == "off":
+        return None
     if chosen:
-        return None if chosen.lower() == "off" else os.path.abspath(os.path.expanduser(chosen))
+        return os.path.abspath(os.path.expanduser(chosen))
     state = os.environ.get("XDG_STATE_HOME", "")
     if not os.path.isabs(state):
         state = os.path.expanduser("~/.local/state")
@@ -1093,14 +1154,20 @@ def find_model(name: str, family: str | None = None, family_flag: str = "family"
     plain = plain_name(str(name))
     rows = [row for row in CATALOGUE if row.name == plain]
     rows += [row for row in PATTERNS if re.fullmatch(row.name, plain)]
-    rows += [row for row in PATTERNS if row.family == family and plain]
+    if plain:
+        rows += [row for row in PATTERNS if row.family == family]
     if not rows:
-        hint = suggest_model(plain, family_flag)
-        raise UsageError(f"The model {name!r} is not a known image model.", hint)
-    if family not in (None, rows[0].family):
-        fault = f"The family of {name!r} is {rows[0].family!r}, not {family!r}."
-        raise UsageError(fault, f"Leave {family_flag} out, or choose another model.")
-    return rows[0]._replace(name=str(name))
+        raise UsageError(
+            f"The model {name!r} is not a known image model.",
+            suggest_model(plain, family_flag),
+        )
+    model = rows[0]
+    if family not in (None, model.family):
+        raise UsageError(
+            f"The family of {name!r} is {model.family!r}, not {family!r}.",
+            f"Leave {family_flag} out, or choose another model.",
+        )
+    return model._replace(name=str(name))
 
 
 def suggest_model(plain: str, family_flag: str) -> str:
@@ -1118,7 +1185,8 @@ def nearest(word: str, known: Sequence[str]) -> str:
     """The known word that a mistyped one is most like, "" when it is like none."""
     from difflib import get_close_matches
 
-    return next(iter(get_close_matches(word, known, 1, 0.7)), "")
+    matches = get_close_matches(word, known, 1, 0.7)
+    return matches[0] if matches else ""
 
 
 def model_family(model: str) -> str:
@@ -1132,14 +1200,18 @@ def price_of(model: str) -> Price:
     own = load_prices().get(plain)
     if own is not None:
         return Price(own)
-    listed = (Price(row.price_cny, row.token_prices_cny) for row in CATALOGUE if row.name == plain)
-    return next(listed, Price())
+    for row in CATALOGUE:
+        if row.name == plain:
+            return Price(row.price_cny, row.token_prices_cny)
+    return Price()
 
 
-def pixels_of(size: str | None) -> tuple[int, int]:
+def pixels_of(size: str | None) -> Size:
     """1080x1350 -> (1080, 1350); (0, 0) for anything else."""
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", str(size), re.A)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
+    if not match:
+        return 0, 0
+    return int(match[1]), int(match[2])
 
 
 def shape_of(ratio: str) -> float:
@@ -1151,6 +1223,11 @@ def shape_of(ratio: str) -> float:
 def part_cut(shape: float, wanted: float) -> float:
     """The part of a picture that is cut away to give it another shape: square to 2:1 -> 0.5."""
     return 1 - min(shape, wanted) / max(shape, wanted)
+
+
+def nearest_shape(names: Iterable[str], shape: float) -> str:
+    """The ratio or size that is most like a shape: of 3:2 and 1:1, for 1.4 -> 3:2"""
+    return min(names, key=lambda name: part_cut(shape_of(name), shape))
 
 
 def is_free_size(width: int, height: int) -> bool:
@@ -1170,24 +1247,37 @@ def choose_size(model: Model, aspect_ratio: str | None = None, size: str | None 
     16:9 -> 1536x864 with gpt-image-2, 1536x1024 with gpt-image-1, 1792x1024 with dall-e-3
     raises: UsageError for a size that the model is known to refuse
     """
-    takes_any = "WxH" in model.sizes
-    if size is None:
-        ratio = aspect_ratio or "1:1"
-        shape = shape_of(ratio)
-        kind = 0 if shape == 1 else 1 if shape > 1 else 2
-        return OPENAI_SIZE_BY_RATIO[ratio] if takes_any else model.sizes[kind]
+    if size is not None:
+        return check_size(model, size)
+    ratio = aspect_ratio or "1:1"
+    if "WxH" in model.sizes:
+        return OPENAI_SIZE_BY_RATIO[ratio]
+    square, landscape, portrait, *_ = model.sizes
+    shape = shape_of(ratio)
+    if shape == 1:
+        return square
+    return landscape if shape > 1 else portrait
+
+
+def check_size(model: Model, size: str) -> str:
+    """The size itself; raises UsageError for one that the model is known to refuse."""
     width, height = pixels_of(size)
     if size in model.sizes and size != "WxH":
         return size
     is_catalogued = model.price_cny is not None  # of other models nobody knows what they refuse
-    if width and (not is_catalogued or (takes_any and is_free_size(width, height))):
+    if width and not is_catalogued:
+        return size
+    if "WxH" in model.sizes and is_free_size(width, height):
         return size
     rule = (
         "any WxH: multiples of 16, ratios from 1:3 to 3:1, 655,360 to 8,294,400 pixels, "
         "no side over 3840"
     )
     allowed = ", ".join(model.sizes).replace("WxH", rule)
-    raise UsageError(f"The size {size!r} is not available.", f"{model.name} takes {allowed}.")
+    raise UsageError(
+        f"The size {size!r} is not available.",
+        f"{model.name} takes {allowed}.",
+    )
 
 
 def size_for_fit(model: Model, width: int, height: int) -> str:
@@ -1198,121 +1288,163 @@ def size_for_fit(model: Model, width: int, height: int) -> str:
     """
     wanted = width / height
     if "WxH" not in model.sizes:
-        fixed = [size for size in model.sizes if size != "auto"]
-        return min(fixed, key=lambda size: part_cut(shape_of(size), wanted))
-    grid = range(16, 3841, 16)
-    covering, others = [], []
-    for across in grid:
-        for down in grid:
-            if not is_free_size(across, down):
-                continue
-            cut = part_cut(across / down, wanted)
-            if across >= width and down >= height and cut <= MAX_FIT_CUT:
-                covering.append((across * down, cut, across, down))
-            others.append((round(cut, 2), -across * down, across, down))
-    *_, across, down = min(covering or others)
+        return nearest_shape(model.sizes[:3], wanted)
+
+    def rank(size: Size) -> tuple[int, float, float]:
+        across, down = size
+        area = across * down
+        cut = part_cut(across / down, wanted)
+        if across >= width and down >= height and cut <= MAX_FIT_CUT:
+            return 0, area, cut
+        return 1, round(cut, 2), -area
+
+    edges = range(16, 3841, 16)
+    grid = itertools.product(edges, edges)
+    free = [size for size in grid if is_free_size(*size)]
+    across, down = min(free, key=rank)
     return f"{across}x{down}"
 
 
 # --- Validation ---
 
 
-def text_faults(args: Args) -> Iterator[tuple[str, str]]:
-    for field in ("prompt", "negative_prompt"):
-        text = getattr(args, field)
-        if field == "negative_prompt" and not text:
-            continue
-        what = field.replace("_", " ")
-        if not isinstance(text, str) or not text.strip() or re.search("[\ud800-\udfff]", text):
-            yield f"The {what} {text!a:.40} is blank or not UTF-8.", "Say what the picture shows."
-        elif len(text) > MAX_PROMPT_CHARS:
-            yield f"The {what} has {len(text)} characters.", f"Use at most {MAX_PROMPT_CHARS}."
-
-
-def shape_faults(args: Args) -> Iterator[tuple[str, str]]:
-    if args.aspect_ratio not in (None, *OPENAI_SIZE_BY_RATIO):
-        known = ", ".join(OPENAI_SIZE_BY_RATIO)
-        yield f"The aspect ratio {args.aspect_ratio!r} is not supported.", f"Use one of {known}."
-    if args.fit is not None:
-        sides = pixels_of(args.fit)
-        if not all(MIN_FIT_PX <= side <= MAX_FIT_PX for side in sides):
-            hint = f"Use WIDTHxHEIGHT, each from {MIN_FIT_PX} to {MAX_FIT_PX}, such as 1080x1350."
-            yield f"The value of {args.spelt('fit')}, {args.fit!r}, is not valid.", hint
-
-
-def number_faults(args: Args, model: Model) -> Iterator[tuple[str, str]]:
-    n, attempts = args.spelt("n"), args.spelt("attempts")
-    timeout, stream = args.spelt("timeout"), args.spelt("stream")
-    for name, value, most in ((n, args.n, 10), (attempts, args.attempts, 5)):
-        if type(value) is not int or not 1 <= value <= most:
-            yield (
-                f"The value of {name}, {value!r}, is not valid.",
-                f"Use a whole number from 1 to {most}.",
+def check_texts(args: Args) -> None:
+    texts = {"prompt": args.prompt}
+    if args.negative_prompt:
+        texts["negative prompt"] = args.negative_prompt
+    for what, text in texts.items():
+        is_text = isinstance(text, str) and text.strip()
+        if not is_text or re.search("[\ud800-\udfff]", text):
+            raise UsageError(
+                f"The {what} {text!a:.40} is blank or not UTF-8.",
+                "Say what the picture shows.",
             )
-    if type(args.timeout) not in (int, float) or not 0 < args.timeout <= 86_400:
-        hint = "Use a number of seconds above 0, at most 86400."
-        yield f"The value of {timeout}, {args.timeout!r}, is not valid.", hint
+        if len(text) > MAX_PROMPT_CHARS:
+            raise UsageError(
+                f"The {what} has {len(text)} characters.",
+                f"Use at most {MAX_PROMPT_CHARS}.",
+            )
+
+
+def bad_value(args: Args, field: str, hint: str) -> UsageError:
+    value = getattr(args, field)
+    return UsageError(f"The value of {args.spelt(field)}, {value!r}, is not valid.", hint)
+
+
+def check_shape(args: Args) -> None:
+    if args.aspect_ratio not in (None, *OPENAI_SIZE_BY_RATIO):
+        raise UsageError(
+            f"The aspect ratio {args.aspect_ratio!r} is not supported.",
+            f"Use one of {', '.join(OPENAI_SIZE_BY_RATIO)}.",
+        )
+    if args.fit is None:
+        return
+    width, height = pixels_of(args.fit)
+    if min(width, height) < MIN_FIT_PX or max(width, height) > MAX_FIT_PX:
+        hint = f"Use WIDTHxHEIGHT, each from {MIN_FIT_PX} to {MAX_FIT_PX}, such as 1080x1350."
+        raise bad_value(args, "fit", hint)
+
+
+def check_numbers(args: Args, model: Model) -> None:
+    for field, most in (("n", 10), ("attempts", 5)):
+        value = getattr(args, field)
+        if type(value) is not int or not 1 <= value <= most:
+            raise bad_value(args, field, f"Use a whole number from 1 to {most}.")
+    is_number = type(args.timeout) in (int, float)
+    if not is_number or not 0 < args.timeout <= 86_400:
+        raise bad_value(args, "timeout", "Use a number of seconds above 0, at most 86400.")
     if model.family == "gemini":
         return  # it makes one picture, whatever n is
+    n, stream = args.spelt("n"), args.spelt("stream")
     if args.n > model.max_n:
-        yield (
+        raise UsageError(
             f"The value of {n} is {args.n}.",
             f"{model.name} makes one picture a call: leave {n} out.",
         )
     if args.stream and args.n > 1:
-        yield f"{stream} needs {n} to be 1, and it is {args.n}.", "Leave one of the two out."
+        raise UsageError(
+            f"{stream} needs {n} to be 1, and it is {args.n}.",
+            "Leave one of the two out.",
+        )
 
 
-def picture_faults(args: Args, model: Model) -> Iterator[tuple[str, str]]:
+def check_pictures(args: Args, model: Model) -> None:
     count = len(args.reference_images)
+    references, mask = args.spelt("reference_images"), args.spelt("mask")
     if count > model.max_references:
         most = model.max_references or "none"
-        fault = f"The number of reference images is {count}, and {model.name} takes {most}."
-        yield fault, f"Leave {args.spelt('reference_images')} out, or choose another model."
+        raise UsageError(
+            f"The number of reference images is {count}, and {model.name} takes {most}.",
+            f"Leave {references} out, or choose another model.",
+        )
     if args.mask is None:
         return
     if not isinstance(args.mask, (str, os.PathLike)):
-        yield "The mask is not a path.", "Save the mask as a PNG and give its path."
-        return
+        raise UsageError(
+            "The mask is not a path.",
+            "Save the mask as a PNG and give its path.",
+        )
     if not model.takes_mask:
-        hint = f"Leave {args.spelt('mask')} out, or choose an openai model such as gpt-image-2."
-        yield f"{model.name} takes no mask.", hint
-    elif not args.reference_images:
-        fault = f"The mask {os.fspath(args.mask)!r} has no reference image to go with."
-        yield fault, f"Add {args.spelt('reference_images')}."
+        raise UsageError(
+            f"{model.name} takes no mask.",
+            f"Leave {mask} out, or choose an openai model such as gpt-image-2.",
+        )
+    if not count:
+        raise UsageError(
+            f"The mask {os.fspath(args.mask)!r} has no reference image to go with.",
+            f"Add {references}.",
+        )
 
 
-def request_faults(args: Args) -> Iterator[tuple[str, str]]:
+def check_request(args: Args) -> None:
+    params, output = args.spelt("params"), args.spelt("output")
     if not isinstance(args.params, Mapping):
-        yield f"{args.spelt('params')} is not a mapping.", 'Write it like {"quality": "high"}.'
-        return
+        raise UsageError(
+            f"{params} is not a mapping.",
+            'Write it like {"quality": "high"}.',
+        )
     if not isinstance(args.output, (str, os.PathLike, type(None))):
-        yield f"{args.spelt('output')} is not a path.", "Give the path of a file or folder."
+        raise UsageError(
+            f"{output} is not a path.",
+            "Give the path of a file or folder.",
+        )
     for name in args.params:
         if name in ARGUMENT_OF_PARAM:
-            hint = f"Use {args.spelt(ARGUMENT_OF_PARAM[name])} instead."
-            yield f"The parameter {name!r} cannot be set with {args.spelt('params')}.", hint
+            raise UsageError(
+                f"The parameter {name!r} cannot be set with {params}.",
+                f"Use {args.spelt(ARGUMENT_OF_PARAM[name])} instead.",
+            )
     try:
-        json.dumps(dict(args.params), allow_nan=False, ensure_ascii=False).encode("utf-8")
+        text = json.dumps(dict(args.params), allow_nan=False, ensure_ascii=False)
+        text.encode("utf-8")
     except (TypeError, ValueError, RecursionError):
-        yield "A parameter cannot be written as JSON.", "Use text, numbers, lists and objects."
+        raise UsageError(
+            "A parameter cannot be written as JSON.",
+            "Use text, numbers, lists and objects.",
+        ) from None
     address = r"(https?|socks5h?)://([^/@]*@)?[\w.\[\]:-]+/?"
     if args.proxy is not None and not re.fullmatch(address, str(args.proxy)):
-        yield "The proxy is not an address.", "Use one like http://127.0.0.1:7890."
+        raise UsageError(
+            "The proxy is not an address.",
+            "Use one like http://127.0.0.1:7890.",
+        )
 
 
 def read_references(args: Args) -> tuple[ReferenceLike, ...]:
     """The references as bytes, links and paths; raises UsageError."""
     given = args.reference_images or ()
+    if isinstance(given, (str, bytes, os.PathLike)):
+        given = (given,)
     try:
-        items = (given,) if isinstance(given, (str, bytes, os.PathLike)) else tuple(given)
         return tuple(
             item if isinstance(item, bytes) else os.fsdecode(os.path.expanduser(item))
-            for item in items
+            for item in given
         )
     except (TypeError, ValueError):
-        fault = "A reference image is neither a path nor bytes."
-        raise UsageError(fault, "Give its path, its link or its bytes.") from None
+        raise UsageError(
+            "A reference image is neither a path nor bytes.",
+            "Give its path, its link or its bytes.",
+        ) from None
 
 
 def validate_args(args: Args) -> Args:
@@ -1321,59 +1453,63 @@ def validate_args(args: Args) -> Args:
     raises: UsageError naming the argument, its value and what would be right
     """
     if args.use_case not in (None, *MODEL_BY_USE_CASE):
-        known = ", ".join(MODEL_BY_USE_CASE)
-        raise UsageError(f"The use case {args.use_case!r} is not known.", f"Use one of {known}.")
+        raise UsageError(
+            f"The use case {args.use_case!r} is not known.",
+            f"Use one of {', '.join(MODEL_BY_USE_CASE)}.",
+        )
     name = args.model
     if name is None:
-        name = MODEL_BY_USE_CASE[args.use_case] if args.use_case else DEFAULT_MODEL
+        name = MODEL_BY_USE_CASE.get(args.use_case or "", DEFAULT_MODEL)
     if args.family not in (None, "openai", "gemini"):
-        raise UsageError(f"The family {args.family!r} is not known.", "Use openai or gemini.")
+        raise UsageError(
+            f"The family {args.family!r} is not known.",
+            "Use openai or gemini.",
+        )
     model = find_model(name, args.family, args.spelt("family"))
     args = args._replace(
         model=model.name,
         family=model.family,
         reference_images=read_references(args),
         params=args.params or {},
+        is_shaped=bool(args.aspect_ratio or args.size or args.fit),
     )
-    faults = itertools.chain(
-        text_faults(args),
-        shape_faults(args),
-        number_faults(args, model),
-        picture_faults(args, model),
-        request_faults(args),
-    )
-    for message, hint in faults:
-        raise UsageError(message, hint)
+    check_texts(args)
+    check_shape(args)
+    check_numbers(args, model)
+    check_pictures(args, model)
+    check_request(args)
     if args.use_case == "text-overlay" and model.family == "gemini":
         warn("%s garbles small letters: gpt-image-2 is the model for text", model.name)
     if price_of(model.name).picture is None:
         text = "the model %s is not in the catalogue: it is treated as %s, and its price is unknown"
         warn(text, model.name, model.family)
-    shaped = bool(args.aspect_ratio or args.size or args.fit)
-    return settle_shape(args._replace(is_shaped=shaped), model)
-
-
-def settle_shape(args: Args, model: Model) -> Args:
-    """Fill in the size of an openai model, or take out what a gemini model has no field for."""
-    has_size = args.size is not None and model.family == "openai"
-    free = None if args.aspect_ratio or has_size else args.fit
-    width, height = pixels_of(free)
     if model.family == "openai":
-        if args.size is not None and args.aspect_ratio is not None:
-            size, ratio = args.spelt("size"), args.spelt("aspect_ratio")
-            warn("%s %s wins over %s %s", size, args.size, ratio, args.aspect_ratio)
-            args = args._replace(aspect_ratio=None)
-        if free:
-            return args._replace(size=size_for_fit(model, width, height))
-        return args._replace(size=choose_size(model, args.aspect_ratio, args.size))
+        return shape_for_openai(args, model)
+    return shape_for_gemini(args)
+
+
+def shape_for_openai(args: Args, model: Model) -> Args:
+    """Fill in the size that the model is asked for."""
+    if args.size and args.aspect_ratio:
+        size, ratio = args.spelt("size"), args.spelt("aspect_ratio")
+        warn("%s %s wins over %s %s", size, args.size, ratio, args.aspect_ratio)
+        args = args._replace(aspect_ratio=None)
+    if args.fit and not args.aspect_ratio and args.size is None:
+        size = size_for_fit(model, *pixels_of(args.fit))
+    else:
+        size = choose_size(model, args.aspect_ratio, args.size)
+    return args._replace(size=size)
+
+
+def shape_for_gemini(args: Args) -> Args:
+    """Fill in the ratio that `fit` needs, and take out what the model has no field for."""
     if args.n != 1:
-        warn("%s ignores %s: it makes one picture", model.name, args.spelt("n"))
+        warn("%s ignores %s: it makes one picture", args.model, args.spelt("n"))
     if args.size is not None:
-        hint = f"use {args.spelt('aspect_ratio')}"
-        warn("%s ignores %s: %s", model.name, args.spelt("size"), hint)
-    if free:
-        cuts = {ratio: part_cut(shape_of(ratio), width / height) for ratio in OPENAI_SIZE_BY_RATIO}
-        args = args._replace(aspect_ratio=min(cuts, key=lambda ratio: cuts[ratio]))
+        ratio = args.spelt("aspect_ratio")
+        warn("%s ignores %s: use %s", args.model, args.spelt("size"), ratio)
+    if args.fit and not args.aspect_ratio:
+        args = args._replace(aspect_ratio=nearest_ratio(pixels_of(args.fit)))
     return args._replace(n=1, size=None)
 
 
@@ -1381,7 +1517,10 @@ def settle_shape(args: Args, model: Model) -> Args:
 
 
 def compose_prompt(
-    prompt: str, negative_prompt: str | None, aspect_ratio: str | None, family: str
+    prompt: str,
+    negative_prompt: str | None,
+    aspect_ratio: str | None,
+    family: str,
 ) -> str:
     """The prompt that is sent, its parts joined with one space.
 
@@ -1403,35 +1542,45 @@ def build_call(
     show: Callable[[Reference], str] = Reference.data_url,
 ) -> Call:
     """The one request of validated arguments, with the pictures in JSON as `show` makes them."""
-    prompt = compose_prompt(args.prompt, args.negative_prompt, args.aspect_ratio, args.family or "")
-    extras: dict[str, Any] = {"stream": True} if args.stream else {}
-    if args.family == "gemini":
-        content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
-        content += [
-            {"type": "image_url", "image_url": {"url": show(image)}} for image in references
-        ]
-        messages = [{"role": "user", "content": content}]
-        fields = {"model": args.model, "messages": messages, **extras, **args.params}
-        return Call(url + ENDPOINTS["gemini"], fields)
+    family = args.family or ""
+    prompt = compose_prompt(args.prompt, args.negative_prompt, args.aspect_ratio, family)
+    fields: JsonObject = {"model": args.model}
+    if family == "gemini":
+        content: list[JsonObject] = [{"type": "text", "text": prompt}]
+        for image in references:
+            content.append({"type": "image_url", "image_url": {"url": show(image)}})
+        fields["messages"] = [{"role": "user", "content": content}]
+    else:
+        fields.update(prompt=prompt, n=args.n, size=args.size)
     if args.stream:
-        extras["partial_images"] = 2
-    fields = {"model": args.model, "prompt": prompt, "n": args.n, "size": args.size}
-    fields.update({**extras, **args.params})
-    if not references:
-        return Call(url + ENDPOINTS["openai"], fields)
+        fields["stream"] = True
+        if family == "openai":
+            fields["partial_images"] = 2
+    fields.update(args.params)
+    if family == "openai" and references:
+        return build_form(url + ENDPOINTS["edits"], fields, references, mask)
+    return Call(url + ENDPOINTS[family], fields)
+
+
+def build_form(
+    url: str,
+    fields: Mapping[str, Any],
+    references: Sequence[Reference],
+    mask: Reference | None,
+) -> Call:
+    """A request as a form, which can hold files; what is no text in it is JSON."""
+    texts = {}
+    for name, value in fields.items():
+        texts[name] = value if isinstance(value, str) else json.dumps(value)
     parts = [("image[]", image) for image in references]
     if mask:
         parts.append(("mask", mask))
-    # Some gateways trust the file name's extension over the Content-Type.
-    uploads = tuple(
-        Upload(field, f"image-{number}.{image.mime.partition('/')[2]}", image)
-        for number, (field, image) in enumerate(parts, 1)
-    )
-    texts = {
-        name: value if isinstance(value, str) else json.dumps(value)
-        for name, value in fields.items()
-    }
-    return Call(url + ENDPOINTS["edits"], texts, uploads)
+    uploads = []
+    for number, (field, image) in enumerate(parts, 1):
+        # Some gateways trust the file name's extension over the Content-Type.
+        extension = image.mime.partition("/")[2]
+        uploads.append(Upload(field, f"image-{number}.{extension}", image))
+    return Call(url, texts, tuple(uploads))
 
 
 # --- Pictures ---
@@ -1440,7 +1589,10 @@ def build_call(
 def sniff_format(data: bytes | bytearray) -> str | None:
     """Pillow's name of the format that the first bytes announce, whatever label they came with."""
     head = bytes(data[:64])
-    return next((name for name, first in SIGNATURES.items() if re.match(first, head, re.S)), None)
+    for name, signature in SIGNATURES.items():
+        if re.match(signature, head, re.S):
+            return name
+    return None
 
 
 def register_heif() -> None:
@@ -1455,8 +1607,10 @@ def register_heif() -> None:
         command = f"{python} -m pip install pillow-heif"
         if not importlib.util.find_spec("pip"):
             command = f"uv pip install --python {python} pillow-heif"
-        fault = "reading HEIC needs the package pillow-heif"
-        raise PictureError(fault, f"Install it with: {command}") from None
+        raise PictureError(
+            "reading HEIC needs the package pillow-heif",
+            f"Install it with: {command}",
+        ) from None
     register_heif_opener()
 
 
@@ -1467,6 +1621,20 @@ def mend_big_tiff(data: bytes) -> bytes:
     if MENDED_BIG_TIFF not in TiffImagePlugin.PREFIXES:
         TiffImagePlugin.PREFIXES = [*TiffImagePlugin.PREFIXES, MENDED_BIG_TIFF]
     return MENDED_BIG_TIFF + data[4:]
+
+
+def mend_info(image: Any, data: bytes) -> None:
+    """Correct what Pillow says of some pictures."""
+    from PIL import Image
+
+    colour = image.info.get("transparency")
+    if isinstance(colour, tuple) and data[24] == 16:
+        # Of a PNG with 16 bits Pillow keeps 8, but not of its transparent colour.
+        image.info["transparency"] = tuple(sample >> 8 for sample in colour)
+    if data.startswith(MENDED_BIG_TIFF):  # Pillow cannot read its tags a second time
+        exif = Image.Exif()
+        exif[ORIENTATION] = image.tag_v2.get(ORIENTATION, 1)
+        image.info["exif"] = exif.tobytes()
 
 
 @contextlib.contextmanager
@@ -1482,24 +1650,29 @@ def decoding(data: bytes) -> Iterator[Any]:
         raise PictureError("it is not a picture" if data else "it is empty")
     if name == "HEIF":
         register_heif()
-    if data[:4] == b"MM\0+":
+    if data.startswith(b"MM\0+"):
         data = mend_big_tiff(data)
     try:
         with Image.open(io.BytesIO(data), formats=[name]) as image:
-            if data[:4] == MENDED_BIG_TIFF:  # whose tags Pillow cannot read a second time
-                exif = Image.Exif()
-                exif[ORIENTATION] = image.tag_v2.get(ORIENTATION, 1)
-                image.info["exif"] = exif.tobytes()
-            colour = image.info.get("transparency")
-            if name == "PNG" and data[24] == 16 and isinstance(colour, tuple):
-                # Pillow keeps 8 of the 16 bits of every colour but the transparent one.
-                image.info["transparency"] = tuple(sample >> 8 for sample in colour)
+            mend_info(image, data)
             yield image
     except PictureError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever a broken file provokes
-        fault = f"there is no decoder for {name}" if isinstance(error, KeyError) else str(error)
-        raise PictureError(fault.partition(" <")[0] or type(error).__name__) from None
+        fault = str(error).partition(" <")[0] or type(error).__name__
+        if isinstance(error, KeyError):
+            fault = f"there is no decoder for {name}"
+        raise PictureError(fault) from None
+
+
+def load(image: Any, share: float) -> None:
+    """Decode a picture; a large JPEG only as far as this share of its width and height.
+
+    It comes before getexif, which may hide that a picture is damaged.
+    """
+    width, height = image.size
+    image.draft(None, (int(width * share), int(height * share)))
+    image.load()
 
 
 def orientation_of(image: Any) -> int:
@@ -1509,7 +1682,7 @@ def orientation_of(image: Any) -> int:
     return 1
 
 
-def upright_size(image: Any, size: tuple[int, int]) -> tuple[int, int]:
+def upright_size(image: Any, size: Size) -> Size:
     return size[::-1] if orientation_of(image) > 4 else size
 
 
@@ -1517,54 +1690,40 @@ def read_picture(data: bytes, link: str | None = None) -> Picture:
     """Prove that bytes are a whole picture by decoding them; raises PictureError."""
     with decoding(data) as image:
         name, size = image.format, image.size
-        # A JPEG is still read to its end, at a 64th of the memory.
-        image.draft(None, (size[0] // 8, size[1] // 8))
-        image.load()  # before getexif, which may hide that the picture is damaged
+        load(image, 1 / 8)  # a JPEG is still read to its end, at a 64th of the memory
         size = upright_size(image, size)
-    return Picture(data, "JPEG" if name == "MPO" else name, size, link)
+    if name == "MPO":  # a JPEG with more pictures behind the first
+        name = "JPEG"
+    return Picture(data, name, size, link)
+
+
+def has_transparency(image: Any) -> bool:
+    return "A" in image.getbands() or "transparency" in image.info
 
 
 def reduce_depth(image: Any) -> Any:
     """8 bits a sample, of pictures that have 16 or 32 bits of grey, which convert() would clip."""
-    from PIL import Image, ImageChops
+    from PIL import ImageChops
 
-    info = dict(image.info)
-    transparent = info.pop("transparency", None)
-    if image.mode == "I" and image.format == "PNG":  # what Pillow before 11 makes of 16 bits
-        image = image.convert("I;16")
-    if not image.mode.startswith("I;16"):
-        scale = 1 / 256 if image.mode == "I" else 255 / max(1.0, image.getextrema()[1])
-        grey = image.convert("F").point(lambda value: value * scale).convert("L")
-    else:
-        data = image.tobytes()
-        halves = [Image.frombytes("L", image.size, data[start::2]) for start in (0, 1)]
-        high, low = halves if image.mode.endswith("B") else reversed(halves)
-        grey = high.copy()
-        if transparent is not None:
-            is_high = high.point([255 * (value == transparent >> 8) for value in range(256)])
-            is_low = low.point([255 * (value == transparent & 255) for value in range(256)])
-            grey.putalpha(ImageChops.invert(ImageChops.multiply(is_high, is_low)))
-    grey.info = info
+    transparent = image.info.pop("transparency", None)
+    deep = image.convert("F")
+    _, brightest = deep.getextrema()
+    scale = 1 / 256
+    if image.mode == "F" or brightest > 65_535:
+        scale = 255 / max(1.0, brightest)
+    grey = deep.point(lambda value: value * scale).convert("L")
+    if transparent is not None:  # one of a PNG's greys: what is brighter or darker is opaque
+        level = 255 * transparent
+        brighter = deep.point(lambda value: value * 255 + -level).convert("L")
+        darker = deep.point(lambda value: value * -255 + level).convert("L")
+        grey.putalpha(ImageChops.lighter(brighter, darker))
     return grey
 
 
-def standardise(image: Any, edge_px: int | None = None) -> Any:
-    """The image upright, in sRGB, without metadata, and at most edge_px on its longer side.
+def to_srgb(image: Any, mode: str) -> Any:
+    """The image in RGB or RGBA, its colours as its profile means them."""
+    from PIL import ImageCms
 
-    out: RGBA when any of it is transparent, else RGB
-    """
-    from PIL import Image, ImageCms, ImageOps
-
-    if image.mode[0] in "IF":
-        image = reduce_depth(image)
-    mode = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
-    if image.mode in ("1", "P") or mode == "RGBA":
-        image = image.convert(mode)
-    if edge_px:  # a gap of 1.5 is twice as fast as LANCZOS alone, and 54 dB from it
-        lanczos = getattr(Image, "Resampling", Image).LANCZOS
-        image.thumbnail((edge_px, edge_px), lanczos, reducing_gap=1.5)
-    with contextlib.suppress(Exception):  # broken EXIF
-        image = ImageOps.exif_transpose(image)
     profile = image.info.get("icc_profile")
     if profile:
         try:
@@ -1573,10 +1732,31 @@ def standardise(image: Any, edge_px: int | None = None) -> Any:
             image = ImageCms.profileToProfile(image, source, target, outputMode=mode)
         except (ImageCms.PyCMSError, OSError):
             warn("a colour profile does not fit its picture and is ignored: colours may be off")
-    image = image.convert(mode)
+    return image.convert(mode)
+
+
+def standardise(image: Any, edge_px: int | None = None) -> Any:
+    """The image upright, in sRGB, without metadata, and at most edge_px on its longer side.
+
+    out: RGBA when any of it is transparent, else RGB
+    """
+    from PIL import ImageOps
+
+    if image.mode[0] in "IF":
+        image = reduce_depth(image)
+    mode = "RGBA" if has_transparency(image) else "RGB"
+    if image.mode in ("1", "P") or mode == "RGBA":
+        image = image.convert(mode)
+    if edge_px:  # a gap of 1.5 is twice as fast as LANCZOS alone, and 54 dB from it
+        image.thumbnail((edge_px, edge_px), LANCZOS, reducing_gap=1.5)
+    with contextlib.suppress(Exception):  # broken EXIF
+        image = ImageOps.exif_transpose(image)
+    image = to_srgb(image, mode)
     image.info = {}
-    is_opaque = mode == "RGB" or image.getextrema()[3][0] == 255
-    return image.convert("RGB") if is_opaque else image
+    if mode == "RGB":
+        return image
+    least_alpha, _ = image.getextrema()[3]
+    return image.convert("RGB") if least_alpha == 255 else image
 
 
 def encode(image: Any, name: str, **options: Any) -> bytes:
@@ -1589,18 +1769,23 @@ def shrink(data: bytes, max_dim: int, max_bytes: int = REFERENCE_LIMIT_BYTES) ->
     """An encoded picture within the limits, see `maybe_resize`; raises PictureError."""
     with decoding(data) as image:
         size = image.size
-        # A large JPEG is read at a fraction of its size, but not below 1.4 times what is needed.
-        room = 1.4 * max_dim / max(size)
-        image.draft(None, (int(size[0] * room), int(size[1] * room)))
-        image.load()
-        fits = max(size) <= max_dim and len(data) <= max_bytes and orientation_of(image) < 2
-        if fits and image.format in SENT_FORMATS and getattr(image, "n_frames", 1) == 1:
+        load(image, 1.4 * max_dim / max(size))  # some more than is needed, for a good scaling
+        full_size = upright_size(image, size)
+        is_small = max(size) <= max_dim and len(data) <= max_bytes
+        is_still = getattr(image, "n_frames", 1) == 1
+        is_upright = orientation_of(image) < 2
+        if is_small and is_still and is_upright and image.format in SENT_FORMATS:
             return Reference(data, f"image/{image.format.lower()}", size, size)
-        is_lossless = image.format in ("PNG", "GIF", "BMP", "TIFF") or data[12:16] == b"VP8L"
-        upright = upright_size(image, size)
+        is_lossless = image.format in LOSSLESS_FORMATS or data[12:16] == b"VP8L"  # a lossless WebP
         image = standardise(image, max_dim)
     data, name = compress(image, max_bytes, is_lossless)
-    return Reference(data, f"image/{name.lower()}", image.size, upright)
+    return Reference(data, f"image/{name.lower()}", image.size, full_size)
+
+
+def may_fit_as_png(image: Any, max_bytes: int) -> bool:
+    """A guess from every fourth row: to encode a photograph as PNG is slow, and it rarely fits."""
+    rows = image.resize((image.width, math.ceil(image.height / 4)), NEAREST)
+    return 3 * len(encode(rows, "PNG")) <= max_bytes
 
 
 def compress(image: Any, max_bytes: int, is_lossless: bool) -> tuple[bytes, str]:
@@ -1608,7 +1793,7 @@ def compress(image: Any, max_bytes: int, is_lossless: bool) -> tuple[bytes, str]
     lossy = "JPEG" if image.mode == "RGB" else "WEBP"
     options = {"subsampling": 0} if lossy == "JPEG" else {}  # 4:2:0 turns thin red lines grey
     while True:  # less and less quality, then fewer and fewer pixels
-        if is_lossless or lossy == "WEBP":
+        if lossy == "WEBP" or (is_lossless and may_fit_as_png(image, max_bytes)):
             data = encode(image, "PNG")
             if len(data) <= max_bytes:
                 return data, "PNG"
@@ -1621,24 +1806,33 @@ def compress(image: Any, max_bytes: int, is_lossless: bool) -> tuple[bytes, str]
         image.thumbnail((edge, edge))
 
 
+def name_of(source: ReferenceLike) -> str:
+    """What a message calls a caller's picture."""
+    if isinstance(source, bytes):
+        return f"of {len(source)} bytes"
+    return f"{str(source)!r:.300}"
+
+
 @contextlib.contextmanager
 def bytes_of(source: ReferenceLike, what: str, hint: str) -> Iterator[bytes]:
     """The bytes of a caller's picture; what is wrong with them is a UsageError that names it."""
     heed_stop()
-    named = f"of {len(source)} bytes" if isinstance(source, bytes) else f"{str(source)!r:.300}"
     try:
-        if isinstance(source, bytes):
-            yield source
-            return
-        if not stat.S_ISREG(os.stat(source).st_mode):
-            raise OSError("it is not a file")
-        with open(source, "rb") as file:
-            yield file.read()
+        yield source if isinstance(source, bytes) else read_file(source)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError):
             hint = "Check the path."
-        fault = f"The {what} {named} cannot be used: {reason(error)}."
-        raise UsageError(fault, getattr(error, "hint", "") or hint) from error
+        raise UsageError(
+            f"The {what} {name_of(source)} cannot be used: {reason(error)}.",
+            getattr(error, "hint", "") or hint,
+        ) from error
+
+
+def read_file(path: PathLike) -> bytes:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("it is not a file")
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def maybe_resize(
@@ -1665,21 +1859,18 @@ def fit_mask(path: PathLike | None, references: Sequence[Reference]) -> Referenc
     from PIL import Image
 
     first = references[0]
-    with bytes_of(path, "mask", "Give a PNG of that size, partly transparent.") as data:
-        with decoding(data) as image:
-            if image.format != "PNG" or not has_transparency(image):
-                raise PictureError("it is not a PNG with transparency")
-            if image.size != first.full_size:
-                sizes = (*image.size, *first.full_size)
-                raise PictureError("it is {}x{}, and its reference {}x{} pixels".format(*sizes))
-            alpha = image.convert("RGBA").getchannel("A").resize(first.size)
-            if image.size != first.size or len(data) > REFERENCE_LIMIT_BYTES:
-                data = encode(Image.merge("RGBA", [alpha] * 4), "PNG")
+    hint = "Give a PNG of that size, partly transparent."
+    with bytes_of(path, "mask", hint) as data, decoding(data) as image:
+        if image.format != "PNG" or not has_transparency(image):
+            raise PictureError("it is not a PNG with transparency")
+        if image.size != first.full_size:
+            fault = "it is {}x{}, and its reference {}x{} pixels"
+            raise PictureError(fault.format(*image.size, *first.full_size))
+        alpha = image.convert("RGBA").getchannel("A")
+        if image.size != first.size or len(data) > REFERENCE_LIMIT_BYTES:
+            alpha = alpha.resize(first.size)
+            data = encode(Image.merge("RGBA", [alpha] * 4), "PNG")
         return Reference(data, "image/png", first.size, first.full_size)
-
-
-def has_transparency(image: Any) -> bool:
-    return "A" in image.getbands() or "transparency" in image.info
 
 
 def in_format(picture: Picture, name: str) -> Picture:
@@ -1694,12 +1885,13 @@ def remade(image: Any, name: str) -> Picture:
     """A standardised image as a file to be saved."""
     from PIL import Image
 
-    if name == "JPEG" and image.mode == "RGBA":
+    if name != "JPEG":
+        return Picture(encode(image, name), name, image.size)
+    if image.mode == "RGBA":
         warn("JPEG has no transparency: transparent areas become white")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
-    options = {"quality": SAVED_JPEG_QUALITY} if name == "JPEG" else {}
-    return Picture(encode(image, name, **options), name, image.size)
+    return Picture(encode(image, name, quality=SAVED_JPEG_QUALITY), name, image.size)
 
 
 def fitted(picture: Picture, width: int, height: int, name: str) -> Picture:
@@ -1709,23 +1901,24 @@ def fitted(picture: Picture, width: int, height: int, name: str) -> Picture:
     """
     if picture.size == (width, height):
         return in_format(picture, name)
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    if picture.size[0] < width or picture.size[1] < height:
-        warn("the picture of %dx%d had to be enlarged to %dx%d", *picture.size, width, height)
-    cut = part_cut(picture.size[0] / picture.size[1], width / height)
+    across, down = picture.size
+    if across < width or down < height:
+        warn("the picture of %dx%d had to be enlarged to %dx%d", across, down, width, height)
+    cut = part_cut(across / down, width / height)
     if cut > RATIO_TOLERANCE:
         warn("%.0f %% of the picture was cut away to make it %dx%d", 100 * cut, width, height)
+    if not name:
+        name = picture.format if picture.format in SENT_FORMATS else "PNG"
     with decoding(picture.data) as source:
         image = standardise(source)
-    lanczos = getattr(Image, "Resampling", Image).LANCZOS
-    name = name or (picture.format if picture.format in SENT_FORMATS else "PNG")
-    return remade(ImageOps.fit(image, (width, height), lanczos), name)
+    return remade(ImageOps.fit(image, (width, height), LANCZOS), name)
 
 
-def nearest_ratio(size: tuple[int, int]) -> str:
-    shape = size[0] / size[1]
-    return min(OPENAI_SIZE_BY_RATIO, key=lambda ratio: part_cut(shape_of(ratio), shape))
+def nearest_ratio(size: Size) -> str:
+    width, height = size
+    return nearest_shape(OPENAI_SIZE_BY_RATIO, width / height)
 
 
 def warn_of_shape(args: Args, references: Sequence[Reference]) -> None:
@@ -1733,10 +1926,12 @@ def warn_of_shape(args: Args, references: Sequence[Reference]) -> None:
     if args.is_shaped or not references or args.family != "openai":
         return  # gemini keeps the shape of what it edits
     size = references[0].full_size
-    if part_cut(size[0] / size[1], shape_of(args.size or DEFAULT_SIZE)) > RATIO_TOLERANCE:
+    width, height = size
+    cut = part_cut(width / height, shape_of(args.size or DEFAULT_SIZE))
+    if cut > RATIO_TOLERANCE:
         flag = f"{args.spelt('aspect_ratio')} {nearest_ratio(size)}"
         text = "the reference is %dx%d and the picture will be %s; to keep its shape add %s"
-        warn(text, *size, args.size, flag)
+        warn(text, width, height, args.size, flag)
 
 
 # --- Answers ---
@@ -1787,10 +1982,12 @@ class Inbox:
             self._take_line(bytes(self.body).strip(b"\r"))
             self._take_data()
             self.body.clear()
-            return clean([*self.events, {"content": "".join(self._texts)}], keys)
+            words = {"content": "".join(self._texts)}
+            return clean([*self.events, words], keys)
         if sniff_format(self.body):  # a picture and nothing else
             self.body[:] = base64.b64encode(self.body)
-        text = self.body.decode(json.detect_encoding(self.body), "replace").strip("\ufeff\0 \t\r\n")
+        text = self.body.decode(json.detect_encoding(self.body), "replace")
+        text = text.strip("\ufeff\0 \t\r\n")
         self.body.clear()  # a large answer would stand in memory twice
         try:
             return clean(json.loads(text), keys)
@@ -1817,9 +2014,11 @@ class Inbox:
         self._take_data()
         text = b"\n".join(self._data).decode("utf-8", "replace")
         if text and text[0] not in '{["':  # no JSON at all; broken JSON is nothing
-            is_error = self._event_name == "error"
-            self.has_failed = self.has_failed or is_error
-            self.events.append({"error" if is_error else "content": text})
+            key = "content"
+            if self._event_name == "error":
+                key = "error"
+                self.has_failed = True
+            self.events.append({key: text})
         self._data.clear()
         self._event_name = ""
 
@@ -1837,11 +2036,14 @@ class Inbox:
             return  # more lines may complete it
         self._data.clear()
         if isinstance(event, dict):
-            self._take_event(event, str(event.get("type") or self._event_name))
+            kind = event.get("type") or self._event_name
+            self._take_event(event, str(kind))
+        elif isinstance(event, list):
+            self.events.append(event)
         else:
-            self.events.append(event if isinstance(event, list) else {"content": str(event)})
+            self.events.append({"content": str(event)})
 
-    def _take_event(self, event: dict[str, Any], kind: str) -> None:
+    def _take_event(self, event: JsonObject, kind: str) -> None:
         is_done = is_final(event, kind)
         has_index = event.get("partial_image_index") is not None
         if kind.endswith("partial_image") or (has_index and not is_done):
@@ -1855,12 +2057,10 @@ class Inbox:
         self.has_failed = self.has_failed or bool(event.get("error"))
         for choice in list_in(event, "choices"):
             delta = choice.get("delta")
-            if not isinstance(delta, dict):
-                continue
-            if isinstance(delta.get("content"), str):
+            if isinstance(delta, dict) and isinstance(delta.get("content"), str):
                 self._texts.append(delta.pop("content"))
-            if delta.get("images") or delta.get("image"):  # what came before was a draft
-                self.events = [earlier for earlier in self.events if not has_images(earlier)]
+        if has_images(event):  # what came before was a draft
+            self.events = [earlier for earlier in self.events if not has_images(earlier)]
         self.is_finished = self.is_finished or is_done
         self.events.append(event)
 
@@ -1869,19 +2069,22 @@ def has_images(event: Any) -> bool:
     """Whether a chat's event brings a picture."""
     if not isinstance(event, dict):
         return False
-    deltas = [choice.get("delta") for choice in list_in(event, "choices")]
-    return any(
-        isinstance(delta, dict) and (delta.get("images") or delta.get("image")) for delta in deltas
-    )
+    for choice in list_in(event, "choices"):
+        delta = choice.get("delta")
+        if isinstance(delta, dict) and (delta.get("images") or delta.get("image")):
+            return True
+    return False
 
 
-def list_in(tree: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+def list_in(tree: JsonObject, key: str) -> list[JsonObject]:
     """The objects of a list that should stand under a key."""
     items = tree.get(key)
-    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+    if not isinstance(items, list):
+        return []
+    return [item for item in items if isinstance(item, dict)]
 
 
-def is_final(event: Mapping[str, Any], kind: str) -> bool:
+def is_final(event: JsonObject, kind: str) -> bool:
     """Whether a stream's event says that the picture is complete.
 
     image_generation.completed (OpenAI), image_generation.partial_succeeded (Volcengine: a finished
@@ -1891,24 +2094,23 @@ def is_final(event: Mapping[str, Any], kind: str) -> bool:
     reasons = [choice.get("finish_reason") or choice.get("finishReason") for choice in choices]
     if event.get("error") or "error" in reasons:  # OpenRouter ends a broken stream so
         return False
-    return (
-        kind.endswith(("completed", "partial_succeeded"))
-        or bool(list_in(event, "data"))
-        or any(reasons)
-        or any("message" in choice for choice in choices)
-    )
+    has_ended = any(reasons) or kind.endswith(("completed", "partial_succeeded"))
+    is_whole = list_in(event, "data") or any("message" in choice for choice in choices)
+    return bool(has_ended or is_whole)
 
 
 def parse_body(body: Any) -> Any:
     """A body of bytes or text as a JSON tree, an event stream as the list of its events."""
-    if not isinstance(body, (bytes, bytearray, str)):
+    if isinstance(body, str):
+        body = body.encode("utf-8", "replace")
+    if not isinstance(body, (bytes, bytearray)):
         return clean(body, ())
     inbox = Inbox()
-    inbox.feed(body.encode("utf-8", "replace") if isinstance(body, str) else bytes(body))
+    inbox.feed(bytes(body))
     return inbox.tree()
 
 
-def walk(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], str]]:
+def walk(tree: Any, path: Route = ()) -> Iterator[tuple[Route, str]]:
     """Every text and number of a tree in order, with the keys and indices that lead to it."""
     if isinstance(tree, (str, int)):
         yield path, str(tree)
@@ -1924,31 +2126,36 @@ def walk(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...
 
 def texts_under(tree: Any, keys: str) -> list[str]:
     """The texts whose own key matches, blank ones left out; the key of a mere text is ""."""
-    return [
-        text
-        for path, text in walk(tree)
-        if text.strip() and re.fullmatch(keys, str(("", *path)[-1]), re.I)
-    ]
+    texts = []
+    for path, text in walk(tree):
+        key = str(path[-1]) if path else ""
+        if text.strip() and re.fullmatch(keys, key, re.I):
+            texts.append(text)
+    return texts
 
 
-def one_line(text: str, limit: int = 300) -> str:
+def one_line(text: str) -> str:
     """Untrusted text as one short printable line; of an HTML page its title."""
     text = text[:20_000]
     if is_page(text):
         title = re.search(r"<title[^>]*>(.*?)</title>", text, re.I | re.S)
         text = title[1] if title else re.sub(r"<[^>]*>", " ", text)
-    text = "".join(letter if letter.isprintable() else " " for letter in text)
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def ended(sentence: str) -> str:
-    """A sentence with its full stop, unless it ends in another mark already."""
-    return sentence if sentence.endswith(tuple("?!…。！？")) else sentence.rstrip(".") + "."
+    printable = "".join(letter if letter.isprintable() else " " for letter in text)
+    text = " ".join(printable.split())
+    if len(text) > MAX_QUOTE_CHARS:
+        text = text[: MAX_QUOTE_CHARS - 1] + "…"
+    return text
 
 
 def is_page(text: str) -> bool:
     return bool(re.match(r"\s*<[!a-z]", text, re.I))
+
+
+def as_sentence(text: str) -> str:
+    """A text that may end in what a gateway said, with its full stop or other mark."""
+    if text.endswith(tuple("?!…。！？")):
+        return text
+    return text.rstrip(".") + "."
 
 
 def decode_base64(text: str) -> bytes:
@@ -1964,10 +2171,17 @@ def decode_base64(text: str) -> bytes:
     return b""
 
 
-def rank_of(path: Sequence[Any]) -> int:
+def keys_of(path: Route) -> str:
+    """The keys on the way to a place, without the indices: data.url"""
+    return ".".join(step for step in path if isinstance(step, str))
+
+
+def rank_of(path: Route) -> int:
     """How likely the result stands here: 0 likely, 1 a draft, 2 something else altogether."""
-    keys = ".".join(key for key in path if isinstance(key, str))
-    return 2 if re.search(FOREIGN_KEYS, keys) else 1 if re.search(DRAFT_KEYS, keys) else 0
+    keys = keys_of(path)
+    if re.search(FOREIGN_KEYS, keys):
+        return 2
+    return 1 if re.search(DRAFT_KEYS, keys) else 0
 
 
 def find_candidates(tree: Any) -> Iterator[Candidate]:
@@ -1976,52 +2190,46 @@ def find_candidates(tree: Any) -> Iterator[Candidate]:
         if len(text) < 5:
             continue
         rank = rank_of(path)
-        found = [data for match in re.findall(BASE64, text) if (data := decode_base64(match))]
-        for data in found:
+        decoded = [decode_base64(match) for match in re.findall(BASE64, text)]
+        for data in filter(None, decoded):
             yield Candidate(path, rank, data=data)
-        if not found:
-            for link, penalty in find_links(path, text).items():
-                yield Candidate(path, rank + penalty, link=link)
+        if any(decoded):
+            continue
+        for link, penalty in find_links(path, text).items():
+            yield Candidate(path, rank + penalty, link=link)
 
 
-def find_links(path: Sequence[Any], text: str) -> dict[str, int]:
+def find_links(path: Route, text: str) -> dict[str, int]:
     """The links in a text, and by how much each is less likely than one that surely is a picture's.
 
-    ![image](/media/a.png) -> 0    the only word under a key such as url -> 0
-    https://a.example/b.png in prose -> 0    https://a.example/terms in prose -> UNLIKELY
+    It may be all of the text, above all under a key such as url; else see `links_in_prose`.
     """
     text = text.strip()
-    if len(text) < MAX_LINK_CHARS:
-        keys = ".".join(str(key) for key in path)
-        only = lone_link(text, has_link_key=bool(re.search(LINK_KEYS, keys)))
-        if only:
-            return only
+    address = ADDRESS if re.search(LINK_KEYS, keys_of(path)) else BARE_LINK
+    if len(text) < MAX_LINK_CHARS and re.fullmatch(address, text):
+        return {text: 0 if "/" in text else 1}  # fal's file_name is hardly an address
+    head, rest = text[:8000], text[8000:]
+    return links_in_prose(head + rest[-8000:])  # it may stand behind long thoughts
+
+
+def links_in_prose(text: str) -> dict[str, int]:
+    """The links amid other words, with the same penalties.
+
+    ![image](/media/a.png) -> 0    https://a.example/b.png -> 0    https://a.example -> UNLIKELY
+    """
     links: dict[str, int] = {}
-    # A link may stand behind long thoughts.
-    text = text[:8000] + text[max(8000, len(text) - 8000) :]
     for match in re.finditer(SHOWN_LINK, text):
         link = tidy_link(match[1] or match[2])
         if not re.match(OTHER_SCHEME, link):
             links.setdefault(link, penalty_of(match[0]))
     for match in re.finditer(BARE_LINK, text):
         link = tidy_link(match[0])
-        before = text[max(0, match.start() - 40) : match.start()]
-        is_picture = re.search(PICTURE_NAME, link) or re.search(PICTURE_LABEL, before)
-        links.setdefault(link, penalty_of(before + link) if is_picture else UNLIKELY)
+        before = text[: match.start()][-40:]
+        penalty = UNLIKELY
+        if re.search(PICTURE_NAME, link) or re.search(PICTURE_LABEL, before):
+            penalty = penalty_of(before + link)
+        links.setdefault(link, penalty)
     return links
-
-
-def lone_link(text: str, has_link_key: bool) -> dict[str, int]:
-    """A text that is a link and nothing else; {} for any other."""
-    if not has_link_key:
-        return {text: 0} if re.fullmatch(BARE_LINK, text) else {}
-    if re.fullmatch(WHOLE_LINK, text):
-        return {text: 0}
-    if re.fullmatch(r"/\S+", text):
-        return {text: 0}
-    if re.search(PICTURE_NAME, text) and re.fullmatch(r"[^\s:]+", text):
-        return {text: 0 if "/" in text else 1}  # fal's file_name is hardly an address
-    return {}
 
 
 def penalty_of(words: str) -> int:
@@ -2039,6 +2247,21 @@ class Reading(NamedTuple):
     rank: int
     pictures: list[list[Candidate]]
 
+    def order(self) -> tuple[int, bool]:
+        """The likeliest first, and bytes before links."""
+        best = self.pictures[0][0]
+        return self.rank, not best.data
+
+
+def place_of(path: Route) -> tuple[str, Route]:
+    """The key at the top and the innermost list's element: data.0.url -> data, data.0"""
+    top = ""
+    if path and isinstance(path[0], str):
+        top = path[0]
+    while path and not isinstance(path[-1], int):
+        path = path[:-1]
+    return top, path
+
 
 def arrange(candidates: Sequence[Candidate], family: str) -> list[Reading]:
     """The ways to read an answer, likeliest first.
@@ -2046,21 +2269,22 @@ def arrange(candidates: Sequence[Candidate], family: str) -> list[Reading]:
     openai: an element of a list is a picture; what stands under one top key is one reading.
     gemini: there is one picture, the last; those before it are drafts.
     """
-    readings: dict[tuple[int, Any], dict[Any, list[Candidate]]] = {}
+    readings: dict[Any, dict[Route, list[Candidate]]] = {}
     for candidate in candidates:
         path = candidate.path if family == "openai" else ()
-        top = path[0] if path and isinstance(path[0], str) else ""
-        indices = [depth for depth, step in enumerate(path, 1) if isinstance(step, int)]
-        place = path[: max(indices, default=0)]
+        top, element = place_of(path)
         pictures = readings.setdefault((candidate.rank, top), {})
-        pictures.setdefault(place, []).insert(0, candidate)
+        pictures.setdefault(element, []).insert(0, candidate)
     ordered = []
     for (rank, _), pictures in readings.items():
         groups = list(pictures.values())
         for group in groups:
             group.sort(key=lambda candidate: not candidate.data)
         ordered.append(Reading(rank, groups))
-    return sorted(ordered, key=lambda reading: (reading.rank, not reading.pictures[0][0].data))
+    return sorted(ordered, key=Reading.order)
+
+
+Fetch = Callable[[Candidate], Picture]
 
 
 class Take:
@@ -2070,11 +2294,9 @@ class Take:
     fetch   gets the picture behind a candidate's link; raises ResponseError
     """
 
-    def __init__(
-        self, wanted: int, echoes: Sequence[bytes], fetch: Callable[[Candidate], Picture]
-    ) -> None:
+    def __init__(self, wanted: int, echoes: Sequence[bytes], fetch: Fetch) -> None:
         self.pictures: list[Picture] = []
-        self.faults: dict[str, None] = {}  # in order, each once
+        self.faults: list[str] = []
         self.links: list[str] = []  # those of the faults
         self.partial = b""  # the longest piece of a picture that does not decode
         self._wanted = wanted
@@ -2124,15 +2346,20 @@ class Take:
         return self._fetch(candidate)
 
     def _note(self, candidate: Candidate, error: Exception) -> None:
-        self.faults[getattr(error, "message", str(error)).rstrip(".")] = None
+        fault = getattr(error, "message", str(error)).rstrip(".")
+        if fault not in self.faults:
+            self.faults.append(fault)
         if candidate.link:
             self.links += getattr(error, "image_urls", None) or [candidate.link]
         self.partial = max(self.partial, candidate.data, key=len)
 
 
 def read_answer(
-    tree: Any, args: Args, echoes: Sequence[bytes], fetch: Callable[[Candidate], Picture]
-) -> tuple[list[Picture], dict[str, Any]]:
+    tree: Any,
+    args: Args,
+    echoes: Sequence[bytes],
+    fetch: Fetch,
+) -> tuple[list[Picture], JsonObject]:
     """All pictures of a successful answer, and its usage; see `Take` for echoes and fetch.
 
     raises: ResponseError, or the error that the answer amounts to
@@ -2147,55 +2374,74 @@ def read_answer(
     take.take_all(candidates, family)
     if not take.pictures and not take.faults:
         classify_response_error(family, tree)
-    faults = "; ".join(take.faults)
     if not take.pictures:
-        task = "".join(f" of the task {one_line(task)}" for task in task_ids(tree)[:1])
-        fault = f"The gateway's picture{task} could not be retrieved: {faults}."
-        hint = ""
-        if take.links:
-            hint = f"It has been paid for. Download it soon by other means: {' '.join(take.links)}"
-        error = ResponseError(fault, hint, image_urls=take.links)
-        error.partial = take.partial
-        raise error
+        raise lost_picture(take, tree)
     if len(take.pictures) < args.n:
         warn("the gateway made %d of the %d pictures asked for", len(take.pictures), args.n)
     if take.faults:
-        lost = " ".join([f"{faults}.", *take.links])
+        faults = as_sentence("; ".join(take.faults))
+        lost = " ".join([faults, *take.links])
         warn("the most likely picture could not be retrieved, so another one is used: %s", lost)
     return take.pictures, find_usage(tree)
 
 
-def find_usage(tree: Any, depth: int = 4) -> dict[str, Any]:
-    """The numbers of tokens that a gateway states, at the top or near it; the last of a stream."""
+def lost_picture(take: Take, tree: Any) -> ResponseError:
+    """The error of an answer whose picture is paid for and in nobody's hands."""
+    what = "The gateway's picture"
+    tasks = task_ids(tree)
+    if tasks:
+        what += f" of the task {one_line(tasks[0])}"
+    hint = ""
+    if take.links:
+        hint = f"It has been paid for. Download it soon by other means: {' '.join(take.links)}"
+    error = ResponseError(
+        f"{what} could not be retrieved: {'; '.join(take.faults)}.",
+        hint,
+        image_urls=take.links,
+    )
+    error.partial = take.partial
+    return error
+
+
+def find_usage(tree: Any) -> JsonObject:
+    """The numbers of tokens that a gateway states, from the top down; the last of a stream."""
+    items = tree if isinstance(tree, list) else []
     if isinstance(tree, dict):
         for usage in (tree.get("usage"), tree.get("usageMetadata")):
             if usage and isinstance(usage, dict):
                 return usage
-    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
-    below = (find_usage(item, depth - 1) for item in reversed(list(items)) if depth)
-    return next(filter(None, below), {})
+        items = list(tree.values())
+    for item in reversed(items):
+        usage = find_usage(item)
+        if usage:
+            return usage
+    return {}
 
 
 def refusal_in(tree: Any) -> str:
     """The reason by which a model says that it refused, "" when it does not."""
     reasons = texts_under(tree, "refusal|block_?reason|rai_?filtered_?reason")
-    endings = texts_under(tree, "(native_)?(finish|stop|failure)_?reason")
-    reasons += [text for text in endings if re.search(REFUSAL_CODES, snake_case(text))]
-    return next(iter(reasons), "")
+    for ending in texts_under(tree, "(native_)?(finish|stop|failure)_?reason"):
+        if re.search(REFUSAL_CODES, snake_case(ending)):
+            reasons.append(ending)
+    return reasons[0] if reasons else ""
 
 
 def opens_as_refusal(tree: Any) -> bool:
     """Whether the model's words begin by saying that it will not or cannot."""
     words = " ".join(texts_under(tree, "|content|text"))[:20_000]
-    words = re.sub(r"\A\s*<think>.*?</think>", "", words, count=1, flags=re.S)
-    return bool(re.match(REFUSAL_OPENING, words.lstrip(' \n\t*>"“')))
+    words = re.sub(r"(?s)\A\s*<think>.*?</think>", "", words)
+    opening = words.lstrip(' \n\t*>"“')
+    return bool(re.match(REFUSAL_OPENING, opening))
 
 
 def task_ids(tree: Any) -> list[str]:
     """The ids by which a gateway names work that it has only begun."""
-    is_unfinished = any(re.search(UNFINISHED, state) for state in texts_under(tree, "status|state"))
     names = "(task|job|generation|prediction)_?id"
-    return texts_under(tree, f"{names}|(request_?)?id" if is_unfinished else names)
+    states = " ".join(texts_under(tree, "status|state"))
+    if re.search(UNFINISHED, states):
+        names += "|(request_?)?id"
+    return texts_under(tree, names)
 
 
 def snake_case(words: str) -> str:
@@ -2203,49 +2449,53 @@ def snake_case(words: str) -> str:
     return re.sub("(?<=[a-z])(?=[A-Z])", "_", words).lower()
 
 
-def meaning_of(status: int, codes: str, sentence: str) -> Meaning:
-    """The first row of MEANINGS that fits. A 5xx is never judged by its sentence."""
-    sentence = re.sub(QUOTED, "''", sentence)
-
-    def fits(row: Meaning) -> bool:
-        if not re.match(row.status, str(status)):
-            return False
-        if not row.codes and not row.phrases:
-            return True
-        by_code = bool(row.codes) and re.search(row.codes, codes)
-        by_sentence = bool(row.phrases) and status < 500 and re.search(row.phrases, sentence, re.I)
-        return bool(by_code or by_sentence)
-
-    return next(filter(fits, MEANINGS))
+def fits(row: Meaning, status: int, codes: str, sentence: str) -> bool:
+    """Whether an answer means this. A 5xx is never judged by its sentence."""
+    if not re.match(row.status, str(status)):
+        return False
+    if row.codes and re.search(row.codes, codes):
+        return True
+    if row.phrases and status < 500 and re.search(row.phrases, sentence, re.I):
+        return True
+    return not row.codes and not row.phrases
 
 
-def gateway_error(
-    status: int, body: Any, headers: Mapping[str, str] | None = None
-) -> ImageGenError:
+def sentence_of(tree: Any) -> str:
+    """What a gateway says of an error, behind the field that it blames.
+
+    FastAPI's loc: body.n: too large    OpenAI's param, when the sentence does not name it
+    """
+    said = texts_under(tree, "|((error|status)_?)?(message|msg)")
+    said = said or texts_under(tree, r"detail|(error_)?description|error|title|\d+")
+    sentence = "".join(said[:1])
+    fields = [text for path, text in walk(tree) if "loc" in path]
+    params = [param for param in texts_under(tree, "param") if param not in sentence]
+    parts = [".".join(fields), *params[:1], sentence]
+    return one_line(": ".join(filter(None, parts)))
+
+
+def gateway_error(status: int, tree: Any) -> ImageGenError:
     """The error that a status and a body's codes and sentence amount to.
 
     {"error": {"message": "No", "type": "bad", "code": null}} has the sentence "No", the code "bad"
     """
-    tree = parse_body(body)
-    sentences = texts_under(tree, "|((error|status)_?)?(message|msg)")
-    if not sentences:
-        sentences = texts_under(tree, r"detail|(error_)?description|error|title|\d+")
-    place = ".".join(text for path, text in walk(tree) if "loc" in path)
-    params = [text for text in texts_under(tree, "param") if text not in " ".join(sentences[:1])]
-    sentence = one_line(": ".join(filter(None, [place, *params[:1], *sentences[:1]])))
+    sentence = sentence_of(tree)
     words = texts_under(tree, "(error_?)?code|reason") + texts_under(tree, "type|status|error")
     codes = [word for word in words if re.fullmatch(r"(?=.*[^\W\d])[\w.:-]{1,80}", word)]
-    row = meaning_of(status, snake_case(" ".join(codes)), sentence)
-    said = f" ({codes[0]})" if codes else ""
-    said += f": {sentence}" if sentence else ""
-    error = row.error(
-        ended(f"The gateway answered {status}{said}"),
+    stems = snake_case(" ".join(codes))
+    unquoted = re.sub(QUOTED, "''", sentence)
+    row = next(row for row in MEANINGS if fits(row, status, stems, unquoted))
+    said = f"The gateway answered {status}"
+    if codes:
+        said += f" ({codes[0]})"
+    if sentence:
+        said += f": {sentence}"
+    return row.error(
+        as_sentence(said),
         row.hint,
         status=status,
         retryable=row.retryable,
     )
-    error.retry_after_s = read_retry_after(headers or {})
-    return error
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float:
@@ -2258,14 +2508,19 @@ def read_retry_after(headers: Mapping[str, str]) -> float:
         if date:
             zone = date[9] or 0  # without a zone it is GMT
             seconds = mktime_tz((*date[:9], zone)) - time.time()
+        elif wish:
+            seconds = float(wish)
         else:
-            seconds = float(wish) if wish else float(headers["retry-after-ms"]) / 1000
+            seconds = float(headers["retry-after-ms"]) / 1000
         return min(max(0.0, seconds), MAX_RETRY_AFTER_S)
     return 0.0
 
 
 def handle_http_error(
-    family: str, status: int, body: Any, headers: Mapping[str, str] | None = None
+    family: str,
+    status: int,
+    body: Any,
+    headers: Mapping[str, str] | None = None,
 ) -> NoReturn:
     """Raise the ImageGenError of an answer whose status is no success.
 
@@ -2275,21 +2530,19 @@ def handle_http_error(
     if 300 <= status < 400:
         place = lowered.get("location", "nowhere")
         body = f"it redirects to {place}, which a POST must not follow"
-    raise gateway_error(status, body, lowered)
+    error = gateway_error(status, parse_body(body))
+    error.retry_after_s = read_retry_after(lowered)
+    raise error
 
 
 def gateways_words(tree: Any) -> list[Any]:
-    """What the gateway says of itself, not the model's words nor other attempts' logs.
-
-    error.*, *.error.*, base_resp.* (MiniMax), output.* (DashScope), and what stands at the top
-    """
+    """What the gateway says of itself, not the model's words nor other attempts' logs."""
     said: list[Any] = []
     for path, text in walk(tree):
-        place = ".".join(step for step in path if isinstance(step, str))
         if not path:
             said.append(text)
-        elif re.match(r"(?i)(\w+\.)?error|((base_resp|output)\.)?\w+$", place):
-            said.append({path[-1]: text} if place != "content" else {})
+        elif re.match(GATEWAYS_PLACE, keys_of(path)):
+            said.append({path[-1]: text})
     return said
 
 
@@ -2303,32 +2556,51 @@ def classify_response_error(family: str, body: Any) -> NoReturn:
     numbers = texts_under(said, "code|status")
     statuses = [int(number) for number in numbers if re.fullmatch("[45][0-9][0-9]", number)]
     error = gateway_error(statuses[0] if statuses else 200, said)
-    links = list(dict.fromkeys(found.link for found in find_candidates(tree) if found.link))
-    if not isinstance(error, ResponseError):
-        error.image_urls = links
-        raise error
+    found_links = [found.link for found in find_candidates(tree) if found.link]
+    links = list(dict.fromkeys(found_links))  # each once
+    if isinstance(error, ResponseError):  # the gateway says nothing of an error
+        raise no_image(tree, links)
+    error.image_urls = links
+    raise error
+
+
+def no_image(tree: Any, links: Sequence[str]) -> ImageGenError:
+    """The error of an answer that speaks of no error and holds no picture either."""
     refusal = refusal_in(tree)
     if refusal:
-        raise RefusedError(ended(f"The model refused: {one_line(refusal)}"), image_urls=links)
+        return RefusedError(
+            as_sentence(f"The model refused: {one_line(refusal)}"),
+            image_urls=links,
+        )
     words = texts_under(tree, "|content|text|((task_)?status_)?(message|msg)|detail|error")
     shown = words or texts_under(tree, "finish_?reason|result|description")
     quoted = f": {one_line(' '.join(shown))}" if shown else ""
     if isinstance(tree, str) and is_page(tree):
-        hint = "Check the base URL: most end in /v1."
-        raise ResponseError(ended(f"The answer is a web page{quoted}"), hint, billed="maybe")
-    tasks = task_ids(tree)
-    if tasks:
-        fault = f"The answer holds no image but the unfinished task {one_line(tasks[0])}{quoted}"
-        hint = "Ask the gateway for that task's result: only finished pictures are read here."
-        raise ResponseError(ended(fault), hint, image_urls=links)
-    fault = ended(f"The answer holds no image{quoted}")
-    hint, billed = "", "yes"
+        return ResponseError(
+            as_sentence(f"The answer is a web page{quoted}"),
+            "Check the base URL: most end in /v1.",
+            billed="maybe",
+        )
+    for task in task_ids(tree):
+        what = f"The answer holds no image but the unfinished task {one_line(task)}"
+        return ResponseError(
+            as_sentence(what + quoted),
+            "Ask the gateway for that task's result: only finished pictures are read here.",
+            image_urls=links,
+        )
+    hints = []
     if words:
-        hint = "The words may be a refusal, which costs little or nothing: ask before trying again."
-        billed = "maybe"
+        hints.append(
+            "The words may be a refusal, which costs little or nothing: ask before trying again."
+        )
     if links:
-        hint = f"{hint} A link in it may lead to the picture: {' '.join(links)}".strip()
-    raise ResponseError(fault, hint, billed=billed, image_urls=links)
+        hints.append(f"A link in it may lead to the picture: {' '.join(links)}")
+    return ResponseError(
+        as_sentence(f"The answer holds no image{quoted}"),
+        " ".join(hints),
+        billed="maybe" if words else "yes",
+        image_urls=links,
+    )
 
 
 def read_draft(inbox: Inbox, candidates: Sequence[Candidate]) -> bytes:
@@ -2344,38 +2616,47 @@ def read_draft(inbox: Inbox, candidates: Sequence[Candidate]) -> bytes:
 # --- Wire: the only code that opens sockets ---
 
 
+def note_draft(count: int) -> None:
+    log.info("draft %d has arrived", count, extra={"live": True})
+
+
 class Answer:
     """What has arrived of a server's answer; the thread that talks to the server fills it in.
 
-    Whoever waits for it may abandon it. From then on nothing more is sent, nor taken in.
+    Whoever waits for it may end it first. From then on nothing more is sent, nor taken in.
     """
 
-    def __init__(self, notify: Callable[[int], None] | None = None) -> None:
+    def __init__(self) -> None:
         self.status = 0  # none has arrived yet
         self.headers: Mapping[str, str] = {}
-        self.inbox = Inbox(notify)
+        self.inbox = Inbox(note_draft)
         self.fault = ""  # why the answer ended early, "" when it is whole
         self.is_sent = False  # some of the request's body has gone out
-        self.is_done = threading.Event()
-        self._is_abandoned = False
+        self._has_ended = False
         self._lock = threading.Lock()
 
     def claim_sending(self) -> None:
         with self._lock:
-            if self._is_abandoned:
+            if self._has_ended:
                 raise OSError("nobody waits for the answer any more")
             self.is_sent = True
 
     def take_in(self, chunk: bytes) -> bool:
         """Feed the inbox; returns False once nothing more is wanted."""
         with self._lock:
-            if not self._is_abandoned:
-                self.inbox.feed(chunk)
-            return not self._is_abandoned and not self.inbox.is_over
+            if self._has_ended:
+                return False
+            self.inbox.feed(chunk)
+            return not self.inbox.is_over
 
-    def abandon(self) -> None:
+    def end(self, fault: str) -> bool:
+        """End the answer, unless it has ended already; returns whether this was its end."""
         with self._lock:
-            self._is_abandoned = True
+            if self._has_ended:
+                return False
+            self._has_ended = True
+            self.fault = fault
+            return True
 
 
 class Body(io.BytesIO):
@@ -2398,11 +2679,10 @@ class Request(NamedTuple):
 
     url: str
     data: bytes | None = None
-    content_type: str = ""
+    content_type: str | None = None
     key: str = ""  # "" sends no Authorization
     proxy: str | None = None
     limit_bytes: int = MAX_ANSWER_BYTES
-    has_events: bool = False  # the answer may be an event stream
 
 
 def open_session(proxy: str | None) -> Any:
@@ -2411,11 +2691,13 @@ def open_session(proxy: str | None) -> Any:
 
     session = requests.Session()
     session.trust_env = False
-    session.proxies = {"all": proxy} if proxy else {}
+    if proxy:
+        session.proxies = {"all": proxy}
     bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
-    session.verify = bundle or True
-    agent = f"product-shots-image-gen/{VERSION}"
-    session.headers.update({"User-Agent": agent, "Accept-Encoding": "gzip"})
+    if bundle:
+        session.verify = bundle
+    session.headers["User-Agent"] = f"product-shots-image-gen/{VERSION}"
+    session.headers["Accept-Encoding"] = "gzip"
     return session
 
 
@@ -2427,6 +2709,7 @@ def converse(request: Request, answer: Answer, time_s: float) -> None:
             prepared.headers["Authorization"] = f"Bearer {request.key}"
         return prepared
 
+    fault = ""
     try:
         with open_session(request.proxy) as session:
             body = None if request.data is None else Body(request.data, answer)
@@ -2434,25 +2717,25 @@ def converse(request: Request, answer: Answer, time_s: float) -> None:
                 "GET" if body is None else "POST",
                 request.url,
                 data=body,
-                headers={"Content-Type": request.content_type} if request.content_type else {},
+                headers={"Content-Type": request.content_type},  # None leaves it out
                 auth=authorise,
                 timeout=(CONNECT_TIMEOUT_S, time_s),
                 allow_redirects=False,
                 stream=True,
             )
-            answer.headers, answer.status = response.headers, response.status_code
-            limit_bytes = request.limit_bytes if response.status_code < 300 else MAX_ERROR_BYTES
+            answer.headers = response.headers
+            answer.status = response.status_code
+            limit_bytes = request.limit_bytes if answer.status < 300 else MAX_ERROR_BYTES
             size = 0
             for chunk in chunks_of(response):
                 size += len(chunk)
                 if size > limit_bytes:
                     raise ValueError(f"more than {limit_bytes} bytes")
                 if not answer.take_in(chunk):
-                    return
+                    break
     except Exception as error:  # requests, urllib3, http.client, ssl and zlib each have their own
-        answer.fault = wire_fault(error)
-    finally:
-        answer.is_done.set()
+        fault = wire_fault(error)
+    answer.end(fault)
 
 
 def chunks_of(response: Any) -> Iterator[bytes]:
@@ -2478,41 +2761,38 @@ def chunks_of(response: Any) -> Iterator[bytes]:
 
 def wire_fault(error: Exception) -> str:
     """What an exception of the wire means in plain words."""
-    text = f"{type(error).__name__} {error}"
-    words = (words for pattern, words in WIRE_FAULTS if re.search(pattern, text, re.I))
-    return next(words, type(error).__name__)
+    name = type(error).__name__
+    for pattern, words in WIRE_FAULTS:
+        if re.search(pattern, f"{name} {error}", re.I):
+            return words
+    return name
 
 
-def exchange(
-    request: Request, deadline: float, notify: Callable[[int], None] | None = None
-) -> Answer:
+def exchange(request: Request, deadline: float) -> Answer:
     """Make a request and come back by the deadline (of time.monotonic()) with what arrived.
 
     One thread talks to the server and is left behind when it is late, so that no silent, trickling
     or endless server outlasts the deadline.
     raises: UnavailableError when not even a status arrived, Interrupted
     """
-    answer = Answer(notify)
-    if not request.has_events:
-        answer.inbox.is_stream = False
+    answer = Answer()
     started = time.monotonic()
     connect_by = min(deadline, started + CONNECT_TIMEOUT_S)
-    rest_s = max(POLL_S, deadline - started)
-    threading.Thread(target=converse, args=(request, answer, rest_s), daemon=True).start()
-    while not answer.is_done.is_set() and not STOP.is_set():
+    time_s = max(POLL_S, deadline - started)
+    thread = threading.Thread(target=converse, args=(request, answer, time_s), daemon=True)
+    thread.start()
+    while thread.is_alive() and not STOP.is_set():
         is_connected = answer.is_sent or request.data is None
         rest_s = (deadline if is_connected else connect_by) - time.monotonic()
         if rest_s <= 0:
             break
         if answer.is_sent:  # while the gateway makes the picture, load what reads it
             from PIL import Image, JpegImagePlugin, PngImagePlugin  # noqa: F401
-        answer.is_done.wait(min(POLL_S, rest_s))
-    answer.abandon()
-    if not answer.is_done.is_set():
-        if STOP.is_set():
-            billed = "maybe" if answer.is_sent else "no"
-            raise Interrupted("Interrupted.", billed=billed)
-        answer.fault = TIME_IS_OVER
+        thread.join(min(POLL_S, rest_s))
+    is_given_up = answer.end(TIME_IS_OVER)
+    if is_given_up and STOP.is_set():
+        billed = "maybe" if answer.is_sent else "no"
+        raise Interrupted("Interrupted.", billed=billed)
     if not answer.status:
         raise silence(request, answer)
     return answer
@@ -2520,25 +2800,19 @@ def exchange(
 
 def silence(request: Request, answer: Answer) -> UnavailableError:
     """The error of a request that was not answered at all."""
-    host = re.sub("^.*//([^/@]*@)?|[/?#].*$", "", request.url)
-    is_late = answer.fault == TIME_IS_OVER
-    if answer.is_sent:
-        hint = "Allow more time, with --timeout on the command line." if is_late else ""
-        error = UnavailableError(f"{host} gave no answer: {answer.fault}.", hint)
-        error.timed_out = is_late
-        return error
-    hint = "Check the network, the base URL and the proxy."
-    if is_loopback(request.url):
-        hint = (
-            "The base URL is on this machine: if it is that of a trial gateway which has ended, "
-            "unset OMNIMAAS_BASE_URL."
+    host = re.split("[/?#]", request.url)[2].rpartition("@")[2]
+    if not answer.is_sent:
+        return UnavailableError(
+            f"{host} cannot be reached: {answer.fault}.",
+            "Check the network, the base URL and the proxy.",
+            billed="no",
+            retryable=not re.search("TLS|SOCKS|CA bundle", answer.fault),
         )
-    return UnavailableError(
-        f"{host} cannot be reached: {answer.fault}.",
-        hint,
-        billed="no",
-        retryable=not re.search("TLS|SOCKS|CA bundle", answer.fault),
-    )
+    error = UnavailableError(f"{host} gave no answer: {answer.fault}.")
+    if answer.fault == TIME_IS_OVER:
+        error.timed_out = True
+        error.hint = "Allow more time, with --timeout on the command line."
+    return error
 
 
 def better_hint(error: ImageGenError, args: Args, target: Target) -> str:
@@ -2549,7 +2823,8 @@ def better_hint(error: ImageGenError, args: Args, target: Target) -> str:
         return f"Leave {stream} out: this gateway does not stream this model's pictures."
     if error.status == 524 and not args.stream and not args.reference_images:
         return f"Add {stream}: drafts that arrive in between keep a proxy from hanging up."
-    if isinstance(error, AuthError) and is_loopback(target.url):
+    is_unreached = isinstance(error, UnavailableError) and error.billed == "no"
+    if is_loopback(target.url) and (is_unreached or isinstance(error, AuthError)):
         return (
             f"The base URL from {target.url_source} is on this machine: if it is that of a trial "
             f"gateway, unset {target.url_source} to use your own."
@@ -2557,82 +2832,87 @@ def better_hint(error: ImageGenError, args: Args, target: Target) -> str:
     return error.hint
 
 
-def send(
-    call: Call,
-    target: Target,
-    args: Args,
-    deadline: float,
-    notify: Callable[[int], None] | None = None,
-) -> Answer:
-    """Make a call; raises the ImageGenError of an answer that is no success, and of none."""
-    heed_stop()
-    request = Request(
-        call.url,
-        key=target.key,
-        proxy=args.proxy,
-        limit_bytes=MAX_ANSWER_BYTES * max(args.n, 3),  # drafts come along
-        has_events=True,
-    )
+def encode_call(call: Call) -> tuple[bytes | None, str | None]:
+    """A call's body and its content type; none for a GET."""
     if call.uploads:
         from urllib3.filepost import encode_multipart_formdata
 
         parts: list[Any] = list(call.fields.items())
         for field, filename, content in call.uploads:
-            parts.append((field, (filename, content.data, content.mime)))
-        data, content_type = encode_multipart_formdata(parts)
-        request = request._replace(data=data, content_type=content_type)
-    elif call.fields:
-        data = json.dumps(call.fields).encode("ascii")
-        request = request._replace(data=data, content_type="application/json")
-    answer = exchange(request, deadline, notify)
-    if 200 <= answer.status < 300:
-        return answer
+            file = (filename, content.data, content.mime)
+            parts.append((field, file))
+        return encode_multipart_formdata(parts)
+    if call.fields:
+        return json.dumps(call.fields).encode("ascii"), "application/json"
+    return None, None
+
+
+def send(call: Call, target: Target, args: Args, deadline: float) -> Answer:
+    """Make a call; raises the ImageGenError of an answer that is no success, and of none."""
+    heed_stop()
+    data, content_type = encode_call(call)
+    limit_bytes = MAX_ANSWER_BYTES * max(args.n, 3)  # drafts come along
+    request = Request(
+        call.url,
+        data=data,
+        content_type=content_type,
+        key=target.key,
+        proxy=args.proxy,
+        limit_bytes=limit_bytes,
+    )
     keys = [target.key, *known_keys()]
-    headers = {name: scrub(text, keys) for name, text in answer.headers.items()}
     try:
-        handle_http_error(args.family or "", answer.status, answer.inbox.tree(keys), headers)
+        answer = exchange(request, deadline)
+        if 200 <= answer.status < 300:
+            return answer
+        headers = {name: scrub(text, keys) for name, text in answer.headers.items()}
+        tree = answer.inbox.tree(keys)
+        handle_http_error(args.family or "", answer.status, tree, headers)
     except ImageGenError as error:
         error.hint = better_hint(error, args, target)
         raise
 
 
-class AddressGuard:
-    """Keeps a reference's link from leading to where only this machine can reach.
+def check_address(request: Request, is_from_public: bool) -> bool:
+    """Whether the host of a reference's link is public; raises LinkError when it is refused.
 
     Link-local addresses hold the credentials of cloud machines (169.254.169.254), and a public
-    host has no business with a private one. With a proxy, a name that cannot be resolved here is
-    the proxy's to judge.
+    host has no business redirecting to a private one.
     """
+    addresses = resolve(request)
+    if any(address.is_link_local for address in addresses):
+        raise LinkError("its address is link-local, which is refused", passing=False)
+    is_public = all(address.is_global for address in addresses)
+    if is_from_public and not is_public:
+        fault = "it redirects from a public host to a private one, which is refused"
+        raise LinkError(fault, passing=False)
+    return is_public
 
-    def __init__(self, has_proxy: bool) -> None:
-        self._has_proxy = has_proxy
-        self._came_from_public = False
 
-    def check(self, url: str) -> None:
-        """Raise LinkError for an address that is refused."""
-        addresses = self._resolve(url)
-        if any(address.is_link_local for address in addresses):
-            raise LinkError("its address is link-local, which is refused", passing=False)
-        is_public = all(address.is_global for address in addresses)
-        if self._came_from_public and not is_public:
-            fault = "it redirects from a public host to a private one, which is refused"
-            raise LinkError(fault, passing=False)
-        self._came_from_public = is_public
+def resolve(request: Request) -> list[Any]:
+    """The addresses of a link's host; raises LinkError.
 
-    def _resolve(self, url: str) -> list[Any]:
-        import ipaddress
-        import socket
-        from urllib.parse import urlsplit
+    With a proxy there may be none: a name that is unknown here is the proxy's to judge.
+    """
+    import socket
+    from urllib.parse import urlsplit
 
-        try:
-            parts = urlsplit(url)
-            found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
-        except (OSError, ValueError):
-            if self._has_proxy:
-                return []
-            raise LinkError("its host's name cannot be resolved") from None
-        addresses = [ipaddress.ip_address(str(row[4][0]).partition("%")[0]) for row in found]
-        return [getattr(address, "ipv4_mapped", None) or address for address in addresses]
+    try:
+        parts = urlsplit(request.url)
+        rows = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
+    except (OSError, ValueError):
+        if request.proxy:
+            return []
+        raise LinkError("its host's name cannot be resolved") from None
+    return [read_address(str(address)) for *_, (address, *_) in rows]
+
+
+def read_address(text: str) -> Any:
+    """An IP address, without its zone: fe80::1%eth0; one of IPv4 as such: ::ffff:127.0.0.1."""
+    import ipaddress
+
+    address = ipaddress.ip_address(text.partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def join_link(base: str, link: str, keys: Sequence[str]) -> str:
@@ -2648,28 +2928,38 @@ def join_link(base: str, link: str, keys: Sequence[str]) -> str:
 
 def fetch_once(request: Request, deadline: float, keys: Sequence[str], is_reference: bool) -> bytes:
     """The bytes behind a link and its redirects; raises LinkError, Interrupted."""
-    guard = AddressGuard(has_proxy=bool(request.proxy))
+    is_public = False
     for _ in range(1 + MAX_REDIRECTS):
         if not re.match("(?i)https?://", request.url):
             raise LinkError("it is not an http or https address", passing=False)
+        if is_reference:
+            is_public = check_address(request, is_public)
         try:
-            if is_reference:
-                guard.check(request.url)
             answer = exchange(request, deadline)
         except UnavailableError as error:
             raise LinkError(error.message.rstrip(".")) from None
-        location = answer.headers.get("location", "")
-        if not (300 <= answer.status < 400 and location):
+        location = answer.headers.get("location")
+        if not location or not 300 <= answer.status < 400:
             break
+        # Headers are read as Latin-1, and most servers that write others mean UTF-8.
         location = location.encode("latin-1", "replace").decode("utf-8", "replace")
-        request = request._replace(url=join_link(request.url, location, keys))
-    if answer.status == 200 and not answer.fault:
-        return bytes(answer.inbox.body)
-    is_too_long = len(answer.inbox.body) + 65_536 > request.limit_bytes
-    if answer.status == 200 and is_too_long:
-        raise LinkError(f"it is larger than {request.limit_bytes} bytes", passing=False)
-    passing = answer.status >= 500 or answer.status in (200, 408, 425, 429)
-    raise LinkError(f"the server answered {answer.status} {answer.fault}".strip(), passing)
+        link = join_link(request.url, location, keys)
+        request = request._replace(url=link)
+    return whole_body(answer, request.limit_bytes)
+
+
+def whole_body(answer: Answer, limit_bytes: int) -> bytes:
+    """What a link led to; raises LinkError unless all of it arrived."""
+    status = answer.status
+    fault = f"the server answered {status} {answer.fault}".strip()
+    if status != 200:
+        may_pass = status >= 500 or status in (408, 425, 429)
+        raise LinkError(fault, may_pass)
+    if "too long" in answer.fault:
+        raise LinkError(f"it is larger than {limit_bytes} bytes", passing=False)
+    if answer.fault:
+        raise LinkError(fault)
+    return bytes(answer.inbox.body)
 
 
 def fetch(
@@ -2681,27 +2971,25 @@ def fetch(
 ) -> bytes:
     """The bytes behind a link, in several tries: they cost nothing. No key goes along.
 
-    Of a reference, what will not pass by itself is not tried again.
+    Of a reference, what will not pass by itself is not tried again; see `check_address`, too.
     raises: LinkError, Interrupted
     """
     deadline = time.monotonic() + time_s
-    fault = LinkError(TIME_IS_OVER)
-    for number in range(tries):
+    number = 1
+    while True:
         now = time.monotonic()
-        if now >= deadline:
-            break
+        share_s = (deadline - now) / (tries - number + 1)
         try:
-            return fetch_once(
-                request, now + (deadline - now) / (tries - number), keys, is_reference
-            )
+            return fetch_once(request, now + share_s, keys, is_reference)
         except LinkError as error:
-            fault = error
-        if number + 1 == tries or (is_reference and not fault.passing):
-            break
-        wait_s = RETRY_WAITS_S[min(number, len(RETRY_WAITS_S) - 1)]
-        if STOP.wait(max(0.0, min(wait_s, deadline - time.monotonic()))):
+            if number == tries or (is_reference and not error.passing):
+                raise
+            wait_s = RETRY_WAITS_S[number - 1]
+            if time.monotonic() + wait_s >= deadline:
+                raise
+        if STOP.wait(wait_s):
             raise Interrupted("Interrupted.")
-    raise fault
+        number += 1
 
 
 def fetch_result(candidate: Candidate, target: Target, args: Args, deadline: float) -> Picture:
@@ -2716,7 +3004,8 @@ def fetch_result(candidate: Candidate, target: Target, args: Args, deadline: flo
     try:
         url = join_link(target.url, url, keys)
         log.info("fetching the picture from %s", url)
-        data = fetch(Request(url, proxy=args.proxy), time_s, keys, tries)
+        request = Request(url, proxy=args.proxy)
+        data = fetch(request, time_s, keys, tries)
         return read_picture(data, url)
     except LinkError as error:
         raise ResponseError(f"its link cannot be fetched: {error}", image_urls=[url]) from None
@@ -2724,7 +3013,8 @@ def fetch_result(candidate: Candidate, target: Target, args: Args, deadline: flo
         fault = f"what its link leads to cannot be used: {error}"
         raise ResponseError(fault, image_urls=[url]) from None
     except Interrupted as error:
-        error.billed, error.image_urls = "yes", [url]
+        error.billed = "yes"
+        error.image_urls = [url]
         raise
 
 
@@ -2734,7 +3024,8 @@ def is_link(source: ReferenceLike) -> bool:
 
 def public_link(url: str) -> str:
     """A link without user, query and fragment, which may be secrets."""
-    return re.sub("//[^/@]*@", "//", re.split("[?#]", url)[0])
+    page = re.split("[?#]", url)[0]
+    return re.sub("//[^/@]*@", "//", page)
 
 
 def fetch_reference(url: str, args: Args) -> bytes:
@@ -2754,40 +3045,58 @@ def fetch_reference(url: str, args: Args) -> bytes:
 # --- Disk: the only code that writes ---
 
 
+class Saved(NamedTuple):
+    path: Path
+    original: Path | None  # what the gateway sent, if that is something else
+    picture: Picture  # what lies at the path
+
+
 def prove_writable(output: PathLike | None, family: str | None) -> Place:
     """Make sure, before money is spent, that a picture can be stored.
 
     raises: UsageError for a place that cannot be written, or an extension that Pillow cannot write
     """
-    given = os.path.expanduser(os.fspath(output)) if output is not None else "./"
+    given = "./" if output is None else os.path.expanduser(os.fspath(output))
     is_default = not os.path.basename(given) or os.path.isdir(given)
-    name = f"output-{int(time.time())}.{'png' if family == 'openai' else 'jpeg'}"
-    path = os.path.join(given, name) if is_default else given
+    path = os.path.join(given, default_name(family)) if is_default else given
     try:
-        path = os.path.abspath(path)
-        real = os.path.realpath(path)
         if not given.strip():
             raise ValueError("it is blank")
-        with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISREG(os.lstat(real).st_mode):
-                raise ValueError("it is not a file")
-            if not os.access(real, os.W_OK):
-                raise ValueError("it is write-protected")
-        folder = os.path.dirname(real)
-        while not os.path.lexists(folder):
-            folder = os.path.dirname(folder)
-        with partial_file(folder, bytes(MIN_IMAGE_BYTES)):
-            pass
+        path = os.path.abspath(path)
+        try_place(os.path.realpath(path))
     except (OSError, ValueError) as error:
         fault = f"The output {given!r} cannot be written: {reason(error)}."
         raise UsageError(fault, "Choose another place.") from error
-    return Place(path, is_default, format_of(os.path.splitext(path)[1].lower().rstrip(".")))
+    _, extension = os.path.splitext(path)
+    extension = extension.lower().rstrip(".")
+    return Place(path, is_default, format_of(extension))
+
+
+def default_name(family: str | None) -> str:
+    extension = "png" if family == "openai" else "jpeg"
+    return f"output-{int(time.time())}.{extension}"
+
+
+def try_place(path: str) -> None:
+    """Write beside a path as a picture would be; raises OSError or ValueError."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise ValueError("it is not a file")
+        if not os.access(path, os.W_OK):
+            raise ValueError("it is write-protected")
+    folder = os.path.dirname(path)
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    with partial_file(folder, bytes(MIN_IMAGE_BYTES)):
+        pass
 
 
 def format_of(extension: str) -> str:
     """Pillow's name of the format that an extension promises, "" without one; raises UsageError."""
-    if not extension or extension in EXTENSIONS:
-        return EXTENSIONS.get(extension, "")
+    if not extension:
+        return ""
+    if extension in EXTENSIONS:
+        return EXTENSIONS[extension]
     from PIL import Image
 
     try:
@@ -2802,7 +3111,8 @@ def format_of(extension: str) -> str:
 @contextlib.contextmanager
 def partial_file(folder: str, data: bytes) -> Iterator[str]:
     """The path of a new hidden file that holds the data, gone at the end unless it was renamed."""
-    path = os.path.join(folder, f".image-gen-{os.urandom(8).hex()}.part")
+    name = f".image-gen-{os.urandom(8).hex()}.part"
+    path = os.path.join(folder, name)
     try:
         with open(path, "xb") as stream:
             stream.write(data)
@@ -2817,19 +3127,22 @@ def partial_file(folder: str, data: bytes) -> Iterator[str]:
 def store(data: bytes, path: str, is_new: bool) -> str:
     """Write a file whole or not at all and return its path; a new one gets a number if need be."""
     real = os.path.realpath(path)
-    os.makedirs(os.path.dirname(real), exist_ok=True)
-    with partial_file(os.path.dirname(real), data) as part:
+    folder = os.path.dirname(real)
+    os.makedirs(folder, exist_ok=True)
+    with partial_file(folder, data) as part:
         if is_new:
             return claim_name(part, path)
         with contextlib.suppress(OSError):
-            os.chmod(part, stat.S_IMODE(os.stat(real).st_mode))
+            mode = os.stat(real).st_mode
+            os.chmod(part, stat.S_IMODE(mode))
         os.replace(part, real)
     return path
 
 
 def claim_name(part: str, path: str) -> str:
     """Give a file the first free name of cup.png, cup-2.png …; no rival can have it as well."""
-    for number in itertools.count(1):
+    number = 1
+    while True:
         free = numbered(path, number)
         with contextlib.suppress(FileExistsError):
             try:
@@ -2838,35 +3151,48 @@ def claim_name(part: str, path: str) -> str:
                 open(free, "xb").close()
                 os.replace(part, free)
             return free
-    raise AssertionError("numbers do not end")
+        number += 1
 
 
 def numbered(path: str, number: int) -> str:
-    return path if number == 1 else f"-{number}".join(os.path.splitext(path))
+    """The first picture has the name itself: cup.png, cup-2.png, cup-3.png."""
+    if number == 1:
+        return path
+    stem, extension = os.path.splitext(path)
+    return f"{stem}-{number}{extension}"
 
 
 def keep_elsewhere(data: bytes) -> str | None:
     """Store bytes that have no other place in the first folder that takes them."""
     import tempfile
 
-    name = f"image-gen-kept-{int(time.time())}.{sniff_format(data)}".lower()
-    for folder in (tempfile.gettempdir, lambda: os.path.expanduser("~"), os.getcwd):
-        with contextlib.suppress(OSError):
-            return store(data, os.path.join(folder(), name), is_new=True)
+    extension = str(sniff_format(data)).lower()
+    name = f"image-gen-kept-{int(time.time())}.{extension}"
+    find_folder: Callable[[], PathLike]
+    for find_folder in (tempfile.gettempdir, Path.home, Path.cwd):
+        with contextlib.suppress(OSError, RuntimeError):
+            path = os.path.join(find_folder(), name)
+            return store(data, path, is_new=True)
     return None
 
 
-def save_one(picture: Picture, path: str, place: Place, fit: str | None) -> tuple[str, str | None]:
+def save_one(picture: Picture, path: str, place: Place, fit: str | None) -> Saved:
     """Store a picture, and beside it what the gateway sent if fitting changed it."""
-    width, height = pixels_of(fit)
-    final = (
-        fitted(picture, width, height, place.format) if fit else in_format(picture, place.format)
-    )
+    if fit:
+        final = fitted(picture, *pixels_of(fit), place.format)
+    else:
+        final = in_format(picture, place.format)
     path = store(final.data, path, place.is_default)
+    with open(path, "rb") as file:
+        if file.read() != final.data:
+            raise OSError("what was written is not what can be read")
+    final = final._replace(link=picture.link)
     if not fit or picture.size == final.size:
-        return path, None
-    beside = f"{os.path.splitext(path)[0]}-original.{picture.format.lower()}"
-    return path, store(picture.data, beside, is_new=True)
+        return Saved(Path(path), None, final)
+    stem = os.path.splitext(path)[0]
+    beside = f"{stem}-original.{picture.format.lower()}"
+    original = store(picture.data, beside, is_new=True)
+    return Saved(Path(path), Path(original), final)
 
 
 def save_all(made: Generation, place: Place, fit: str | None = None) -> None:
@@ -2876,42 +3202,43 @@ def save_all(made: Generation, place: Place, fit: str | None = None) -> None:
     """
     kept: list[str] = []
     links: list[str] = []
-    fault, small = "", None
+    fault = ""
+    small: ResponseError | None = None
     for number, picture in enumerate(made.pictures, 1):
         path = place.path if place.is_default else numbered(place.path, number)
         try:
-            path, original = save_one(picture, path, place, fit)
-            saved = read_back(path, picture)
+            saved = save_one(picture, path, place, fit)
         except (OSError, ValueError) as error:
             fault = fault or reason(error)
             kept.append(keep_elsewhere(picture.data) or picture.link or "nowhere")
-            links += [picture.link] if picture.link else []
+            if picture.link:
+                links.append(picture.link)
             continue
-        made.paths.append(Path(path))
-        made.originals.append(Path(original) if original else None)
-        judged = picture if original else saved  # a simple picture of 320x320 is small
-        if len(judged.data) <= MIN_IMAGE_BYTES:
-            small = small or (path, len(judged.data))
-        made.pictures[number - 1] = saved
+        made.paths.append(saved.path)
+        made.originals.append(saved.original)
+        made.pictures[number - 1] = saved.picture
+        judged = picture if saved.original else saved.picture  # a simple one of 320x320 is small
+        small = small or too_small(judged, saved.path)
     if fault:
         others = "".join(f"; saved: {path}" for path in made.paths)
+        kept_files = filter(os.path.exists, kept)
         raise SaveError(
             f"The image could not be stored at {place.path}: {fault}{others}.",
             f"Move it from where it is kept: {' '.join(kept)}",
-            saved_at=next(filter(os.path.exists, kept), None),
+            saved_at=next(kept_files, None),
             image_urls=links,
         )
     if small:
-        path, size = small
-        fault = f"The image has only {size} bytes, too few to be real; it is kept at {path}."
-        raise ResponseError(fault, saved_at=path)
+        raise small
 
 
-def read_back(path: str, picture: Picture) -> Picture:
-    """What lies on the disk now, which is the proof that it was stored."""
-    with open(path, "rb") as file:
-        data = file.read()
-    return picture if data == picture.data else read_picture(data, picture.link)
+def too_small(picture: Picture, path: Path) -> ResponseError | None:
+    """The error of a picture that cannot be a real one."""
+    size = len(picture.data)
+    if size > MIN_IMAGE_BYTES:
+        return None
+    fault = f"The image has only {size} bytes, too few to be real; it is kept at {path}."
+    return ResponseError(fault, saved_at=str(path))
 
 
 # --- The ledger ---
@@ -2943,6 +3270,30 @@ COLUMNS = {
 }
 LIST_COLUMNS = ("reference_images", "paths", "originals", "image_urls")
 SCHEMA_VERSION = 1
+SUMS = (
+    "count(*) AS calls, coalesce(sum(pictures), 0) AS pictures,"
+    " round(total(cost_cny), 4) AS cost_cny,"
+    " round(total(possible_cost_cny), 4) AS possible_cost_cny"
+)
+PERIOD_SUMS = f"SELECT {SUMS}, count(*) - count(possible_cost_cny) AS unpriced FROM calls"
+MODEL_SUMS = (
+    f"SELECT model, {SUMS} FROM calls GROUP BY model ORDER BY possible_cost_cny DESC, model"
+)
+# What the calls of a day may have cost, and how much of it hangs on those that have not ended.
+SPENT = (
+    "SELECT total(possible_cost_cny) AS cny,"
+    " total(CASE WHEN kind = 'running' THEN possible_cost_cny END) AS open_cny FROM calls"
+)
+IN_PERIOD = " WHERE started >= ? AND started < ?"
+LAST_CALLS = "SELECT * FROM calls ORDER BY id DESC LIMIT 10"
+NOTHING = {
+    "calls": 0,
+    "pictures": 0,
+    "cost_cny": 0.0,
+    "possible_cost_cny": 0.0,
+    "unpriced": 0,
+}
+Row = Mapping[str, Any]
 
 
 def now_utc() -> str:
@@ -2951,52 +3302,20 @@ def now_utc() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
-def day_limits(moment: str = "", days_back: int = 0) -> tuple[str, str]:
-    """When a local day begins and ends, in UTC; today, or that of a moment in UTC."""
-    from datetime import date, datetime, timedelta
-
-    day = datetime.fromisoformat(moment).astimezone().date() if moment else date.today()
-    return utc_midnight(day - timedelta(days_back)), utc_midnight(day + timedelta(1))
-
-
 def utc_midnight(day: Any) -> str:
     """When a local day begins, in UTC; summer time makes some days 23 or 25 hours long."""
     from datetime import datetime, time, timezone
 
-    return datetime.combine(day, time()).astimezone(timezone.utc).isoformat(timespec="seconds")
+    midnight = datetime.combine(day, time())
+    return midnight.astimezone(timezone.utc).isoformat(timespec="seconds")
 
 
-@contextlib.contextmanager
-def open_ledger(path: str, to_write: bool = True) -> Iterator[sqlite3.Connection]:
-    """The database in one transaction, which is committed at the end unless an error ends it.
-
-    raises: LedgerError, whatever hinders it; a file that is no ledger stays as it is
-    """
-    try:
-        import sqlite3
-    except ImportError:
-        raise LedgerError("this Python has no sqlite3") from None
-    connection = None
-    try:
-        if to_write and not os.path.exists(path):
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        if not is_ledger_file(path):
-            raise ValueError("it is not a database")
-        uri = f"{Path(path).as_uri()}?mode=rw"  # to read, too: a killed writer leaves work behind
-        connection = sqlite3.connect(uri, LEDGER_LOCK_S, isolation_level=None, uri=True)
-        connection.row_factory = sqlite3.Row
-        # A killed process loses nothing without it, and waiting for the disk may take 50 ms a call.
-        connection.execute("PRAGMA synchronous = OFF")
-        connection.execute("BEGIN IMMEDIATE" if to_write else "BEGIN")
-        prepare_ledger(connection, to_write)
-        yield connection
-        connection.execute("COMMIT")
-    except (sqlite3.Error, OSError, ValueError) as error:
-        raise LedgerError(f"{path}: {reason(error)}") from None
-    finally:
-        if connection:
-            connection.close()  # which rolls back what was not committed
+def create_private(path: str) -> None:
+    """Make an empty file, which only its owner can read; raises OSError."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    os.close(descriptor)
 
 
 def has_content(path: str) -> bool:
@@ -3015,7 +3334,41 @@ def is_ledger_file(path: str) -> bool:
     if not os.path.isfile(path):
         return False
     with open(path, "rb") as file:
-        return file.read(16) in (b"", b"SQLite format 3\0")
+        start = file.read(16)
+    return start in (b"", b"SQLite format 3\0")
+
+
+@contextlib.contextmanager
+def open_ledger(path: str, to_write: bool = True) -> Iterator[sqlite3.Connection]:
+    """The database in one transaction, which is committed at the end unless an error ends it.
+
+    raises: LedgerError, whatever hinders it; a file that is no ledger stays as it is
+    """
+    try:
+        import sqlite3
+    except ImportError:
+        raise LedgerError("this Python has no sqlite3") from None
+    connection = None
+    try:
+        if to_write and not os.path.exists(path):
+            create_private(path)
+        if not is_ledger_file(path):
+            raise ValueError("it is not a database")
+        # To read, too: a killed writer leaves work behind.
+        uri = f"{Path(path).as_uri()}?mode=rw"
+        connection = sqlite3.connect(uri, LEDGER_LOCK_S, isolation_level=None, uri=True)
+        connection.row_factory = sqlite3.Row
+        # A killed process loses nothing without it, and waiting for the disk may take 50 ms a call.
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("BEGIN IMMEDIATE" if to_write else "BEGIN")
+        prepare_ledger(connection, to_write)
+        yield connection
+        connection.execute("COMMIT")
+    except (sqlite3.Error, OSError, ValueError) as error:
+        raise LedgerError(f"{path}: {reason(error)}") from None
+    finally:
+        if connection:
+            connection.close()  # which rolls back what was not committed
 
 
 def prepare_ledger(connection: sqlite3.Connection, to_write: bool) -> None:
@@ -3026,52 +3379,45 @@ def prepare_ledger(connection: sqlite3.Connection, to_write: bool) -> None:
     (others,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if version or others:
         raise ValueError(f"it is a database of another kind, or of version {version}")
-    columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
     if to_write:
+        columns = ", ".join(map(" ".join, COLUMNS.items()))
         connection.execute(f"CREATE TABLE calls ({columns})")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-
-SPENT = (
-    "SELECT count(*) AS calls, total(pictures) AS pictures, total(cost_cny) AS cost_cny,"
-    " total(possible_cost_cny) AS possible_cost_cny,"
-    " total(CASE WHEN possible_cost_cny IS NULL THEN 1 END) AS unpriced,"
-    " total(CASE WHEN kind = 'running' THEN possible_cost_cny END) AS open_cny"
-    " FROM calls"
-)
 
 
 class Entry:
     """One call's row in the ledger, and its share of the day's budget."""
 
-    def __init__(
-        self, record: Mapping[str, Any], budget: float | None, keys: Sequence[str]
-    ) -> None:
-        self._record = dict(record)
+    def __init__(self, record: Row, budget: float | None, keys: Sequence[str]) -> None:
+        self._record = record
         self._keys = keys
         self._budget = budget
         self._path = ledger_path()
         self._id: int | None = None
         self._started = now_utc()
 
-    def reserve(self, spent: Cost, attempt: Cost, number: int) -> None:
+    def reserve(self, spent: Cost, attempt_cny: float | None, number: int) -> None:
         """Note an attempt before it is sent; `spent` is what those before it may have cost.
 
         raises: BudgetError when it does not fit into the day's budget, or nobody can tell
         """
-        total = add_costs([spent, attempt])
-        row = {"attempts": number, "cost_cny": spent.certain, "possible_cost_cny": total.possible}
-        if self._budget is not None and attempt.possible is None:
+        if self._budget is not None and attempt_cny is None:
             fault = f"The model has no price, and {BUDGET_VARIABLE} is set."
             raise BudgetError(fault, f"Set its price in {PRICES_VARIABLE}, or unset the budget.")
+        if self._budget is not None and self._path is None:
+            fault = f"The budget of {BUDGET_VARIABLE} needs the ledger, which is off."
+            raise BudgetError(fault, f"Unset {LEDGER_VARIABLE}, or unset the budget.")
         if self._path is None:
-            if self._budget is not None:
-                fault = f"The budget of {BUDGET_VARIABLE} needs the ledger, which is off."
-                raise BudgetError(fault, f"Unset {LEDGER_VARIABLE}, or unset the budget.")
             return
+        call_cny = round((spent.possible or 0.0) + (attempt_cny or 0.0), 4)
+        row = {
+            "attempts": number,
+            "cost_cny": spent.certain,
+            "possible_cost_cny": None if attempt_cny is None else call_cny,
+        }
         try:
             with open_ledger(self._path) as connection:
-                self._check_budget(connection, total, attempt)
+                self._check_budget(connection, call_cny, attempt_cny or 0.0)
                 if self._id is None:
                     self._insert(connection, row)
                 else:
@@ -3081,46 +3427,57 @@ class Entry:
                 self._path = None
             self._complain(error)
 
-    def close(self, **facts: Any) -> None:
+    def close(self, outcome: Row) -> None:
         """Note what came of the call; without a row, nothing was sent."""
         if self._path is None or self._id is None:
             return
-        row = {"ended": now_utc(), **facts}
         try:
             with open_ledger(self._path) as connection:
-                self._update(connection, row)
+                self._update(connection, outcome)
         except LedgerError as error:
             warn("the outcome of the call could not be written to the ledger: %s", error)
 
-    def _check_budget(self, connection: sqlite3.Connection, total: Cost, attempt: Cost) -> None:
+    def _check_budget(
+        self, connection: sqlite3.Connection, call_cny: float, attempt_cny: float
+    ) -> None:
+        """Raise BudgetError when this call may cost more than the others leave of its day."""
         if self._budget is None:
             return
-        begin, end = day_limits(self._started)
-        where = " WHERE started >= ? AND started < ? AND id IS NOT ?"
-        day = connection.execute(SPENT + where, (begin, end, self._id)).fetchone()
-        if day["possible_cost_cny"] + (total.possible or 0) <= self._budget + 1e-9:
-            return
-        from datetime import datetime
+        from datetime import datetime, timedelta
 
+        day = datetime.fromisoformat(self._started).astimezone().date()
+        tomorrow = day + timedelta(days=1)
+        ends = f"{tomorrow} 00:00"
+        values = (utc_midnight(day), utc_midnight(tomorrow), self._id)
+        others = connection.execute(f"{SPENT}{IN_PERIOD} AND id IS NOT ?", values).fetchone()
+        if others["cny"] + call_cny <= self._budget + 1e-9:
+            return
         unfinished = ""
-        if day["open_cny"]:
-            unfinished = f", {day['open_cny']:.2f} of it by calls that are running or were killed"
-        ends = datetime.fromisoformat(end).astimezone().strftime("%Y-%m-%d %H:%M")
+        if others["open_cny"]:
+            unfinished = (
+                f", {others['open_cny']:.2f} of it by calls that are running or were killed"
+            )
         raise BudgetError(
             f"The budget of {self._budget:.2f} CNY a day does not allow this attempt of up to "
-            f"{attempt.possible:.2f} CNY: {day['possible_cost_cny']:.2f} CNY may be spent already"
-            f"{unfinished}.",
+            f"{attempt_cny:.2f} CNY: {others['cny']:.2f} CNY may be spent already{unfinished}.",
             f"The day ends at {ends}. To spend more before that, raise {BUDGET_VARIABLE}.",
         )
 
-    def _insert(self, connection: sqlite3.Connection, row: Mapping[str, Any]) -> None:
-        start = {"started": self._started, "kind": "running", "billed": "maybe", "pictures": 0}
+    def _insert(self, connection: sqlite3.Connection, row: Row) -> None:
+        start = {
+            "started": self._started,
+            "kind": "running",
+            "billed": "maybe",
+            "pictures": 0,
+        }
         values = as_columns({**self._record, **start, **row}, self._keys)
-        names, marks = ", ".join(values), ", ".join("?" for _ in values)
+        names = ", ".join(values)
+        marks = ", ".join("?" * len(values))
         statement = f"INSERT INTO calls ({names}) VALUES ({marks})"
-        self._id = connection.execute(statement, list(values.values())).lastrowid
+        cursor = connection.execute(statement, list(values.values()))
+        self._id = cursor.lastrowid
 
-    def _update(self, connection: sqlite3.Connection, row: Mapping[str, Any]) -> None:
+    def _update(self, connection: sqlite3.Connection, row: Row) -> None:
         values = as_columns(row, self._keys)
         settings = ", ".join(f"{name} = ?" for name in values)
         statement = f"UPDATE calls SET {settings} WHERE id = ?"
@@ -3134,20 +3491,17 @@ class Entry:
         tell("the call is not recorded in the ledger: %s", error)
 
 
-def as_columns(row: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """A row as the table has it: lists as JSON, money without stray decimals, and no key."""
+def as_columns(row: Row, keys: Sequence[str]) -> dict[str, Any]:
+    """A row as the table has it: its lists as JSON, and no key."""
     values: dict[str, Any] = {}
     for name, value in row.items():
-        if name in LIST_COLUMNS and value is not None:
+        if name in LIST_COLUMNS:
             value = json.dumps(value, ensure_ascii=False)
         if isinstance(value, str):  # a path may have bytes that are no UTF-8
-            value = blot(value.encode("utf-8", "backslashreplace").decode("utf-8"), keys)
-        values[name] = tidy_number(value)
+            text = value.encode("utf-8", "backslashreplace").decode("utf-8")
+            value = blot(text, keys)
+        values[name] = value
     return values
-
-
-def tidy_number(value: Any) -> Any:
-    return round(value, 4) if isinstance(value, float) else value
 
 
 def read_costs(path: str | None) -> dict[str, Any]:
@@ -3155,41 +3509,32 @@ def read_costs(path: str | None) -> dict[str, Any]:
 
     raises: LedgerError
     """
-    from datetime import date
+    from datetime import date, timedelta
 
-    today, tomorrow = day_limits()
+    today = date.today()
+    tomorrow = utc_midnight(today + timedelta(days=1))
     limits = {
-        "today": (today, tomorrow),
-        "seven_days": (day_limits(days_back=6)[0], tomorrow),
-        "month": (utc_midnight(date.today().replace(day=1)), tomorrow),
+        "today": (utc_midnight(today), tomorrow),
+        "seven_days": (utc_midnight(today - timedelta(days=6)), tomorrow),
+        "month": (utc_midnight(today.replace(day=1)), tomorrow),
         "all": ("", "~"),
     }
     if path is None or not has_content(path):
-        nothing = {"calls": 0, "pictures": 0, "cost_cny": 0, "possible_cost_cny": 0, "unpriced": 0}
-        periods = {name: dict(nothing) for name in limits}
+        periods = {period: dict(NOTHING) for period in limits}
         return {"ledger": None, "periods": periods, "models": [], "calls": []}
-    by_model = SPENT.replace("SELECT", "SELECT model,")
-    by_model += " GROUP BY model ORDER BY possible_cost_cny DESC, model"
     with open_ledger(path, to_write=False) as connection:
-        periods = {
-            name: connection.execute(f"{SPENT} WHERE started >= ? AND started < ?", pair).fetchone()
-            for name, pair in limits.items()
-        }
-        models = connection.execute(by_model).fetchall()
-        calls = connection.execute("SELECT * FROM calls ORDER BY id DESC LIMIT 10").fetchall()
-        return {
-            "ledger": path,
-            "periods": {name: sums_of(row) for name, row in periods.items()},
-            "models": [{"model": row["model"], **sums_of(row, "unpriced")} for row in models],
-            "calls": [decoded(row) for row in calls],
-        }
-
-
-def sums_of(row: Any, without: str = "") -> dict[str, Any]:
-    counts = {name: int(row[name]) for name in ("calls", "pictures")}
-    money = {name: round(row[name], 4) for name in ("cost_cny", "possible_cost_cny")}
-    rest = {"unpriced": int(row["unpriced"])}
-    return {name: value for name, value in {**counts, **money, **rest}.items() if name != without}
+        sums = {}
+        for period, pair in limits.items():
+            row = connection.execute(PERIOD_SUMS + IN_PERIOD, pair).fetchone()
+            sums[period] = dict(row)
+        models = connection.execute(MODEL_SUMS).fetchall()
+        calls = connection.execute(LAST_CALLS).fetchall()
+    return {
+        "ledger": path,
+        "periods": sums,
+        "models": [dict(row) for row in models],
+        "calls": [decoded(row) for row in calls],
+    }
 
 
 def decoded(row: sqlite3.Row) -> dict[str, Any]:
@@ -3203,115 +3548,135 @@ def decoded(row: sqlite3.Row) -> dict[str, Any]:
 
 # --- Money ---
 
-
-def add_costs(costs: Iterable[Cost]) -> Cost:
-    """Their sum; unknown as soon as one of them is."""
-    certain: float | None = 0.0
-    possible: float | None = 0.0
-    for cost in costs:
-        certain = None if certain is None or cost.certain is None else certain + cost.certain
-        possible = None if possible is None or cost.possible is None else possible + cost.possible
-    return Cost(certain, possible)
+# Input and output tokens, as OpenAI's image endpoints, chats and Google's own API call them.
+TOKEN_NAMES = (
+    ("input_tokens", "prompt_tokens", "promptTokenCount"),
+    ("output_tokens", "completion_tokens", "candidatesTokenCount"),
+)
 
 
 def token_cost(price: Price, usage: Mapping[str, Any]) -> float:
     """What the tokens that a gateway reports come to, in CNY; 0 when that cannot be told."""
-    counts = []
-    for names in (
-        ("input_tokens", "prompt_tokens", "promptTokenCount"),
-        ("output_tokens", "completion_tokens", "candidatesTokenCount"),
-    ):
-        numbers = [usage[name] for name in names if type(usage.get(name)) in (int, float)]
-        counts.append(next(filter(None, numbers), 0))
-    if not price.tokens or not all(counts):
-        return 0.0
-    return float(sum(count * cny / 1000 for count, cny in zip(counts, price.tokens)))
+    total = 0.0
+    for names, price_cny in zip(TOKEN_NAMES, price.tokens or ()):
+        counts = [usage[name] for name in names if type(usage.get(name)) in (int, float)]
+        count = next(filter(None, counts), 0)
+        if not count:
+            return 0.0
+        total += count * price_cny / 1000
+    return total
 
 
 class Tally:
-    """What a call's attempts have cost so far."""
+    """What a call's attempts have come to so far: money, and parts of pictures."""
 
     def __init__(self, price: Price, n: int) -> None:
         self.billed = "no"
         self.attempts = 0
         self.failures = 0  # attempts that failed and may have been billed all the same
+        self.earlier_failures = 0  # the same, without the last attempt
         self.by_tokens = False  # the tokens used come to more than the price
+        self.partial = b""  # the longest part of a picture that arrived
+        self.draft = b""  # the last draft of a stream that broke off
         self._price = price
         self._n = n
-        self._has_succeeded = False
-        self._costs: list[Cost] = []
+        self._certain = self._possible = 0.0  # CNY
+
+    @property
+    def attempt_cny(self) -> float | None:
+        """What an attempt may cost."""
+        picture_cny = self._price.picture
+        return None if picture_cny is None else round(picture_cny * self._n, 4)
 
     @property
     def total(self) -> Cost:
-        return add_costs(self._costs)
+        if self._price.picture is None and self.billed != "no":
+            return Cost(None, None)
+        return Cost(round(self._certain, 4), round(self._possible, 4))
 
-    @property
-    def attempt(self) -> Cost:
-        """What an attempt may cost."""
-        price = self._price.picture
-        return Cost(None, None) if price is None else Cost(0.0, price * self._n)
+    def fail(self, error: ImageGenError) -> None:
+        self._count(error.billed)
+        self.partial = max(self.partial, error.partial, key=len)
+        self.draft = error.draft or self.draft
+        cost_cny = self.attempt_cny or 0.0
+        if error.billed != "no":
+            self.failures += 1
+            self._possible += cost_cny
+        if error.billed == "yes":
+            self._certain += cost_cny
 
-    def fail(self, billed: str) -> None:
-        self.attempts += 1
-        self.failures += billed != "no"
-        self._raise_billed(billed)
-        if billed == "no":
-            self._costs.append(Cost())
-        elif billed == "yes":
-            self._costs.append(Cost(self.attempt.possible, self.attempt.possible))
-        else:
-            self._costs.append(self.attempt)
-
-    def succeed(self, pictures: int, usage: Mapping[str, Any]) -> None:
-        self.attempts += 1
-        self._has_succeeded = True
-        self._raise_billed("yes")
-        price = self._price.picture
-        if price is None:
-            self._costs.append(Cost(None, None))
-        else:
-            certain = price * pictures
-            possible = max(certain, token_cost(self._price, usage))
-            self.by_tokens = possible > certain
-            self._costs.append(Cost(certain, possible))
+    def succeed(self, made: Generation) -> None:
+        self._count("yes")
+        self.partial = self.draft = b""
+        picture_cny = self._price.picture or 0.0
+        certain = picture_cny * len(made.pictures)
+        possible = max(certain, token_cost(self._price, made.usage))
+        self.by_tokens = possible > certain
+        self._certain += certain
+        self._possible += possible
 
     def settle(self, error: ImageGenError) -> None:
-        """Write onto a call's last error what all of its attempts have cost."""
+        """Write onto a call's last error what all of its attempts have come to."""
         error.billed = self.billed
         error.attempts = self.attempts
-        error.earlier_failures = self.failures - (not self._has_succeeded)
-        error.cost_cny, error.possible_cost_cny = map(tidy_number, self.total)
+        error.earlier_failures = self.earlier_failures
+        error.cost_cny, error.possible_cost_cny = self.total
         if isinstance(error, Interrupted) and self.billed != "no":
             error.hint = Interrupted.hint
+        keep_remains(error, self.partial, self.draft)
 
-    def _raise_billed(self, billed: str) -> None:
-        self.billed = max(self.billed, billed, key=("no", "maybe", "yes").index)
+    def _count(self, billed: str) -> None:
+        self.attempts += 1
+        self.earlier_failures = self.failures
+        certainty = ("no", "maybe", "yes").index
+        self.billed = max(self.billed, billed, key=certainty)
+
+
+def keep_remains(error: ImageGenError, partial: bytes, draft: bytes) -> None:
+    """Store what arrived of a picture that is paid for, and name it in the error."""
+    if draft:
+        error.draft_at = keep_elsewhere(draft)
+    if partial:
+        error.saved_at = keep_elsewhere(partial)
+    if error.draft_at:
+        error.hint += f" The last draft is kept at {error.draft_at}."
+    if partial and error.saved_at:
+        error.hint += f" The part that arrived is kept at {error.saved_at}."
+    error.args = (error.message, error.hint)
 
 
 def money(amount: float) -> str:
     """0.35 -> 0.35 CNY, 0.001 -> less than 0.01 CNY"""
-    return "less than 0.01 CNY" if 0 < amount < 0.005 else f"{amount:.2f} CNY"
+    if 0 < amount < 0.005:
+        return "less than 0.01 CNY"
+    return f"{amount:.2f} CNY"
 
 
-def cost_text(cost: Cost, failures: int = 0, by_tokens: bool = False) -> str:
+def cost_text(cost: Cost, failures: int, by_tokens: bool) -> str:
     """about 1.00 CNY, possibly 2.00 with the attempt that failed"""
     if cost.certain is None or cost.possible is None:
         return "price unknown"
-    text = f"about {money(cost.certain)}".replace("about less", "less")
+    text = money(cost.certain)
+    if not text.startswith("less"):
+        text = f"about {text}"
     if cost.possible <= cost.certain + 1e-9:
         return text
-    reasons = ["by the tokens used"] if by_tokens else []
-    if failures:
-        attempts = "attempt" if failures == 1 else f"{failures} attempts"
-        reasons.append(f"with the {attempts} that failed")
-    return f"{text}, possibly {money(cost.possible).replace(' CNY', '')} {' and '.join(reasons)}"
+    reasons = []
+    if by_tokens:
+        reasons.append("by the tokens used")
+    if failures == 1:
+        reasons.append("with the attempt that failed")
+    elif failures:
+        reasons.append(f"with the {failures} attempts that failed")
+    possible = money(cost.possible).replace(" CNY", "")
+    return f"{text}, possibly {possible} {' and '.join(reasons)}"
 
 
 def bill_text(error: ImageGenError) -> str:
     """The last line of an error that follows a call: was money spent, and how much at most?"""
+    cost = Cost(error.cost_cny, error.possible_cost_cny)
     if error.billed == "no":
         return "not billed"
-    cost = Cost(error.cost_cny, error.possible_cost_cny)
     if error.billed == "yes":
         failures = error.earlier_failures
         return f"billed: {cost_text(cost, failures, by_tokens=not failures)}"
@@ -3332,23 +3697,24 @@ def prepare(args: Args) -> tuple[list[Reference], Reference | None]:
         return [], None
     from concurrent.futures import ThreadPoolExecutor
 
-    warnings_here = COLLECTED.get([])
-    links = list(dict.fromkeys(source for source in args.reference_images if is_link(source)))
-    with ThreadPoolExecutor(2, initializer=COLLECTED.set, initargs=(warnings_here,)) as pool:
-        contents = pool.map(lambda link: fetch_reference(str(link), args), links)
+    collected = COLLECTED.get([])  # the warnings of the call, which belongs to this thread
+    links = dict.fromkeys(str(source) for source in args.reference_images if is_link(source))
+    with ThreadPoolExecutor(2, initializer=COLLECTED.set, initargs=(collected,)) as pool:
+        contents = pool.map(fetch_reference, links, itertools.repeat(args))
         fetched = dict(zip(links, contents))
-        sources = args.reference_images
-        references = list(pool.map(lambda source: prepare_one(source, fetched), sources))
+        prepared = pool.map(prepare_one, args.reference_images, itertools.repeat(fetched))
+        references = list(prepared)
     return references, fit_mask(args.mask, references)
 
 
-def prepare_one(source: ReferenceLike, fetched: Mapping[ReferenceLike, bytes]) -> Reference:
-    if source not in fetched:
+def prepare_one(source: ReferenceLike, fetched: Mapping[str, bytes]) -> Reference:
+    if not is_link(source):
         return maybe_resize(source)
+    link = str(source)
     try:
-        return shrink(fetched[source], REFERENCE_EDGES_PX[0])
+        return shrink(fetched[link], REFERENCE_EDGES_PX[0])
     except PictureError as error:
-        fault = f"The reference {public_link(str(source))} cannot be used: {error}."
+        fault = f"The reference {public_link(link)} cannot be used: {error}."
         raise UsageError(fault, error.hint or "Give a link that leads to a picture.") from None
 
 
@@ -3378,31 +3744,25 @@ def call_with_retries(
     """
     attempts = args.attempts if references else 1
     edges = iter(REFERENCE_EDGES_PX[1:])
-    partial = draft = b""
     failure: ImageGenError | None = None
-    for number in range(1, attempts + 1):
+    while True:
+        number = tally.attempts + 1
         try:
-            entry.reserve(tally.total, tally.attempt, number)
-        except BudgetError:
-            if not failure:
-                raise
-            break
+            entry.reserve(tally.total, tally.attempt_cny, number)
+        except BudgetError as error:
+            raise failure or error from None
         try:
             announce(args, number, attempts)
             made = call_once(args, target, references, mask)
-            tally.succeed(len(made.pictures), made.usage)
+            tally.succeed(made)
             return made
-        except ImageGenError as error:
-            failure = error
-        except BaseException:  # a bug, or Ctrl-C in a library: the request may have been sent
-            tally.fail("maybe")
-            raise
-        tally.fail(failure.billed)
-        partial = max(partial, failure.partial, key=len)
-        draft = failure.draft or draft
-        if number == attempts or not failure.retryable:
-            break
-        wait_s = max(RETRY_WAITS_S[min(number, len(RETRY_WAITS_S)) - 1], failure.retry_after_s)
+        except BaseException as error:  # a bug, too: the request may have been sent
+            failure = as_known(error)
+            tally.fail(failure)
+            if number == attempts or not failure.retryable:
+                raise
+        wait_s = RETRY_WAITS_S[min(number, len(RETRY_WAITS_S)) - 1]
+        wait_s = max(wait_s, failure.retry_after_s)
         spent = "was not billed" if failure.billed == "no" else "may have been billed"
         warn("%s That attempt %s; the next one starts in %g s.", failure.message, spent, wait_s)
         if failure.status == 524 or failure.timed_out:  # a proxy cut it off: send less
@@ -3410,32 +3770,19 @@ def call_with_retries(
             with contextlib.suppress(UsageError, Interrupted):  # the mask's file is gone
                 references, mask = smaller(args, references, edge_px)
         STOP.wait(wait_s)
-    assert failure
-    keep_remains(failure, partial, draft)
-    raise failure
 
 
 def announce(args: Args, number: int, attempts: int) -> None:
     """Say what is waited for; on a terminal that becomes the live line."""
-    typical = find_model(args.model or "", args.family).typical
-    text = f"waiting for {args.model}, typically {typical}, attempt {number} of {attempts}"
-    log.info("%s", text, extra={"live": True})
-
-
-def note_draft(count: int) -> None:
-    log.info("draft %d has arrived", count, extra={"live": True})
-
-
-def keep_remains(error: ImageGenError, partial: bytes, draft: bytes) -> None:
-    """Store what arrived of a picture that is paid for, and name it in the error."""
-    if draft:
-        error.draft_at = keep_elsewhere(draft)
-    if partial and not error.saved_at:
-        error.saved_at = keep_elsewhere(partial)
-    for what, path in (("last draft", error.draft_at), ("part that arrived", error.saved_at)):
-        if path:
-            error.hint = f"{error.hint} The {what} is kept at {path}."
-    error.args = (error.message, error.hint)
+    model = find_model(args.model or "", args.family)
+    log.info(
+        "waiting for %s, typically %s, attempt %d of %d",
+        model.name,
+        model.typical,
+        number,
+        attempts,
+        extra={"live": True},
+    )
 
 
 def call_once(
@@ -3444,22 +3791,25 @@ def call_once(
     """One attempt; raises the ImageGenError that it comes to."""
     deadline = time.monotonic() + args.timeout
     call = build_call(args, target.url, references, mask)
-    answer = send(call, target, args, deadline, note_draft)
+    answer = send(call, target, args, deadline)
     log.info("the answer has arrived")
     inbox = answer.inbox
     tree = inbox.tree([target.key, *known_keys()])
+    echoes = [reference.data for reference in references]
+
+    def fetch_candidate(candidate: Candidate) -> Picture:
+        return fetch_result(candidate, target, args, deadline)
+
     try:
         if inbox.is_stream and not inbox.is_finished:
             classify_response_error(args.family or "", tree)
-        echoes = [reference.data for reference in references]
-        pictures, usage = read_answer(
-            tree, args, echoes, lambda found: fetch_result(found, target, args, deadline)
-        )
+        pictures, usage = read_answer(tree, args, echoes, fetch_candidate)
     except ImageGenError as failure:
         error = explained(failure, answer, tree)
         error.hint = better_hint(error, args, target)
         raise error from None
-    return Generation(pictures, usage, args.model or "", call.url[len(target.url) :])
+    endpoint = call.url[len(target.url) :]
+    return Generation(pictures, usage, args.model or "", endpoint)
 
 
 def explained(error: ImageGenError, answer: Answer, tree: Any) -> ImageGenError:
@@ -3468,7 +3818,7 @@ def explained(error: ImageGenError, answer: Answer, tree: Any) -> ImageGenError:
     is_unfinished = bool(inbox.is_stream) and (not inbox.is_finished or inbox.drafts > 0)
     is_cut = bool(answer.fault) and not error.image_urls
     if inbox.is_stream:
-        pictures = list(find_candidates(tree)) if not inbox.is_finished else []
+        pictures = [] if inbox.is_finished else list(find_candidates(tree))
         error.draft = read_draft(inbox, pictures)
     if isinstance(error, ResponseError) and (is_unfinished or is_cut):
         error = cut_off(error, answer, is_unfinished)
@@ -3483,11 +3833,12 @@ def cut_off(error: ImageGenError, answer: Answer, is_stream: bool) -> Unavailabl
         words = f"{error.message} " if answer.inbox.has_failed else ""
         why = f": {answer.fault}" if answer.fault else ""
         fault = f"{words}The stream ended without its final picture{why}."
-    drafts = [found.link for found in find_candidates(answer.inbox.draft) if found.link]
+    drafts = [draft.link for draft in find_candidates(answer.inbox.draft) if draft.link]
     links = list(dict.fromkeys([*error.image_urls, *drafts]))
     hint = f"Try again later. A draft may be at: {' '.join(links)}" if links else ""
     cut = UnavailableError(fault, hint, image_urls=links)
-    cut.partial, cut.draft = error.partial, error.draft
+    cut.partial = error.partial
+    cut.draft = error.draft
     cut.timed_out = answer.fault == TIME_IS_OVER
     return cut
 
@@ -3498,12 +3849,13 @@ def record_of(args: Args, target: Target, keys: Sequence[str]) -> dict[str, Any]
     def told(text: object) -> str:
         return scrub(str(text), keys)[:MAX_PROMPT_CHARS]
 
-    references = [
-        f"<{len(source)} bytes>"
-        if isinstance(source, bytes)
-        else told(public_link(str(source)) if is_link(source) else source)
-        for source in args.reference_images
-    ]
+    references = []
+    for source in args.reference_images:
+        if isinstance(source, bytes):
+            source = f"<{len(source)} bytes>"
+        elif is_link(source):
+            source = public_link(str(source))
+        references.append(told(source))
     return {
         "model": told(args.model),
         "family": args.family,
@@ -3511,7 +3863,7 @@ def record_of(args: Args, target: Target, keys: Sequence[str]) -> dict[str, Any]
         "prompt": told(args.prompt),
         "negative_prompt": told(args.negative_prompt) if args.negative_prompt else None,
         "reference_images": references,
-        "output": told(os.fspath(args.output)) if args.output is not None else None,
+        "output": None if args.output is None else told(os.fspath(args.output)),
         "base_url": told(target.url),
     }
 
@@ -3519,54 +3871,38 @@ def record_of(args: Args, target: Target, keys: Sequence[str]) -> dict[str, Any]
 def run(args: Args, target: Target, save: bool) -> Generation:
     """The whole procedure for validated arguments; a call that was sent is noted in the ledger."""
     require_packages()
-    budget, price = load_budget(), price_of(args.model or "")
+    budget = load_budget()
+    tally = Tally(price_of(args.model or ""), args.n)
     place = prove_writable(args.output, args.family) if save else None
     started = time.monotonic()
     references, mask = prepare(args)
     warn_of_shape(args, references)
-    tally = Tally(price, args.n)
     keys = [target.key, *known_keys()]
     entry = Entry(record_of(args, target, keys), budget, keys)
-    made: Generation | None = None
+    made = Generation([], {}, "", "")  # nothing so far
+    failure: ImageGenError | None = None
     try:
         made = call_with_retries(args, target, references, mask, tally, entry)
         if place:
             save_all(made, place, args.fit)
     except BaseException as error:
-        known = as_known(error)
+        failure = as_known(error)
         if tally.attempts:
-            tally.settle(known)
-        elapsed_s = round(time.monotonic() - started, 3)
-        entry.close(**failure_record(known, made), elapsed_s=elapsed_s)
-        if isinstance(known, InternalError):
-            raise known from error
-        raise
-    made.elapsed_s = round(time.monotonic() - started, 3)
-    made.attempts = tally.attempts
-    made.cost_cny, made.possible_cost_cny = map(tidy_number, tally.total)
-    entry.close(**success_record(made))
+            tally.settle(failure)
+        if isinstance(failure, InternalError):
+            raise failure from error
+        raise  # Ctrl-C in a library as itself
+    finally:
+        made.attempts = tally.attempts
+        made.elapsed_s = round(time.monotonic() - started, 3)
+        made.cost_cny, made.possible_cost_cny = tally.total
+        entry.close(outcome_of(made, failure))
     report(made, args, target, tally)
     return made
 
 
-def success_record(made: Generation) -> dict[str, Any]:
-    return {
-        "kind": None,
-        "billed": "yes",
-        "status": 200,
-        "tokens": made.tokens,
-        "elapsed_s": made.elapsed_s,
-        "pictures": len(made.pictures),
-        "cost_cny": made.cost_cny,
-        "possible_cost_cny": made.possible_cost_cny,
-        "paths": [str(path) for path in made.paths],
-        "originals": [str(path) if path else None for path in made.originals],
-        "image_urls": [picture.link for picture in made.pictures if picture.link],
-    }
-
-
 def as_known(error: BaseException) -> ImageGenError:
-    """Any exception as one of the program's own; a KeyboardInterrupt goes on as itself."""
+    """Any exception as one of the program's own, a bug's and Ctrl-C's included."""
     if isinstance(error, ImageGenError):
         return error
     if not isinstance(error, Exception):
@@ -3575,54 +3911,78 @@ def as_known(error: BaseException) -> ImageGenError:
     return InternalError(fault, "Report it with its traceback.")
 
 
-def failure_record(error: ImageGenError, made: Generation | None) -> dict[str, Any]:
-    """What the ledger notes of a call that failed."""
-    paths = [str(path) for path in made.paths] if made else []
-    if error.saved_at and error.saved_at not in paths:
-        paths.append(error.saved_at)
+def outcome_of(made: Generation, failure: ImageGenError | None) -> dict[str, Any]:
+    """What the ledger notes of a call that has ended."""
+    paths = texts_of(made.paths)
+    originals = texts_of(made.originals)
+    links = [picture.link for picture in made.pictures if picture.link]
+    if failure:
+        links = failure.image_urls
+        if failure.saved_at and failure.saved_at not in paths:
+            paths.append(failure.saved_at)
+            originals.append(None)
     return {
-        "kind": error.kind,
-        "billed": error.billed,
-        "status": error.status,
-        "attempts": error.attempts,
-        "tokens": made.tokens if made else None,
-        "pictures": len(made.pictures) if made else 0,
-        "cost_cny": error.cost_cny,
-        "possible_cost_cny": error.possible_cost_cny,
+        "ended": now_utc(),
+        "kind": failure.kind if failure else None,
+        "billed": failure.billed if failure else "yes",
+        "status": failure.status if failure else 200,
+        "attempts": made.attempts,
+        "tokens": made.tokens,
+        "elapsed_s": made.elapsed_s,
+        "pictures": len(made.pictures),
+        "cost_cny": made.cost_cny,
+        "possible_cost_cny": made.possible_cost_cny,
         "paths": paths,
-        "originals": [None for _ in paths],
-        "image_urls": error.image_urls,
+        "originals": originals,
+        "image_urls": links,
     }
+
+
+def texts_of(paths: Sequence[Path | None]) -> list[str | None]:
+    """Paths as JSON has them."""
+    return [str(path) if path else None for path in paths]
 
 
 def report(made: Generation, args: Args, target: Target, tally: Tally) -> None:
     """Say what was saved and what it cost, and warn of a shape that was not asked for."""
+    count = len(made.paths)
     tokens = f"{made.tokens} tokens" if made.tokens else "tokens unknown"
     cost = cost_text(tally.total, tally.failures, tally.by_tokens)
     call = f"{made.elapsed_s:.1f} s, {tokens}, {cost}"
     for path, picture in zip(made.paths, made.pictures):
-        facts = "{}x{}, {} bytes".format(*picture.size, len(picture.data))
-        log.info("saved %s: %s%s", path, facts, f", {call}" if len(made.paths) == 1 else "")
-    if len(made.paths) > 1:
-        log.info("%d pictures: %s", len(made.paths), call)
-    source = f"URL from {target.url_source}, key from {target.key_source}"
-    log.info("gateway %s (%s)", target.url, source)
+        width, height = picture.size
+        facts = f"{width}x{height}, {len(picture.data)} bytes"
+        if count == 1:
+            facts += f", {call}"
+        log.info("saved %s: %s", path, facts)
+        warn_of_other_shape(path, width, height, args)
+    if count > 1:
+        log.info("%d pictures: %s", count, call)
+    text = "gateway %s (URL from %s, key from %s)"
+    log.info(text, target.url, target.url_source, target.key_source)
+
+
+def warn_of_other_shape(path: Path, width: int, height: int, args: Args) -> None:
+    """Say that a saved picture has not the shape that was asked for."""
     asked = args.aspect_ratio or args.size
     if args.fit or not asked or asked == "auto":
         return
-    for path, picture in zip(made.paths, made.pictures):
-        width, height = picture.size
-        if part_cut(width / height, shape_of(asked)) > RATIO_TOLERANCE:
-            warn("%s is %dx%d, not the shape %s", path, width, height, asked)
+    if part_cut(width / height, shape_of(asked)) > RATIO_TOLERANCE:
+        warn("%s is %dx%d, not the shape %s", path, width, height, asked)
+
+
+def own_folder() -> str:
+    return os.path.dirname(os.path.realpath(__file__))
 
 
 def missing_package() -> str:
     """The first of the packages that are needed and not installed, "" when all are here."""
     import importlib.util
 
-    packages = {"requests": "requests", "PIL": "Pillow"}
-    missing = (name for module, name in packages.items() if not importlib.util.find_spec(module))
-    return next(missing, "")
+    for module, package in (("requests", "requests"), ("PIL", "Pillow")):
+        if not importlib.util.find_spec(module):
+            return package
+    return ""
 
 
 def require_packages() -> None:
@@ -3631,9 +3991,9 @@ def require_packages() -> None:
 
     missing = missing_package()
     if missing:
-        setup = os.path.join(os.path.dirname(os.path.realpath(__file__)), "setup.sh")
-        hint = f"Run this, and use the Python that it names: bash {shlex.quote(setup)}"
-        raise ConfigError(f"The package {missing} is not installed for {sys.executable}.", hint)
+        setup = shlex.quote(os.path.join(own_folder(), "setup.sh"))
+        fault = f"The package {missing} is not installed for {sys.executable}."
+        raise ConfigError(fault, f"Run this, and use the Python that it names: bash {setup}")
 
 
 # --- Library ---
@@ -3814,11 +4174,17 @@ def generate_gemini(
 
 def perform(given: dict[str, Any], save: bool) -> Generation:
     """A library's call: read its arguments, run, and collect the warnings."""
-    api_key, base_url = given.pop("api_key"), given.pop("base_url")
+    api_key = given.pop("api_key")
+    base_url = given.pop("base_url")
     fields = {"output_path": "output", "ref_images": "reference_images"}
-    spelling = {field: name for name, field in fields.items() if name in given}
     prompt = given.pop("prompt")
-    chosen = {fields.get(name, name): value for name, value in given.items() if value is not None}
+    spelling = {}
+    chosen = {}
+    for name, value in given.items():
+        field = fields.get(name, name)
+        spelling[field] = name
+        if value is not None:
+            chosen[field] = value
     collected: list[str] = []
     token = COLLECTED.set(collected)
     try:
@@ -3833,31 +4199,36 @@ def perform(given: dict[str, Any], save: bool) -> Generation:
 
 # --- Command line: the only code that prints ---
 
-FLAGS = {field: f"--{field.replace('_', '-')}" for field in Args._fields if field != "spelling"}
+# What the command line calls the fields of Args.
+FLAGS = {field: f"--{field.replace('_', '-')}" for field in Args._fields}
 FLAGS.update(reference_images="--reference-image", params="--param")
+Cells = Sequence[object]  # a row of a table
+Outcome = tuple[dict[str, Any], list[str]]  # for --json, and as lines for a person
 
 
-def nearest_flag(typed: str, flags: Sequence[str]) -> str:
+def nearest_flag(typed: str, flags: Iterable[str]) -> str:
     """The flag that was meant: --ref or --image -> --reference-image, --promt -> --prompt."""
     word = typed.strip("-")
     by_name = {flag.strip("-"): flag for flag in flags}
     for name, flag in by_name.items():
         if name.startswith(word) or word in name.split("-"):
             return flag
-    return by_name.get(nearest(word, list(by_name)), "")
+    near = nearest(word, list(by_name))
+    return by_name.get(near, "")
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         hint = "See --help."
         clash = re.fullmatch(r"argument (\S+): not allowed with argument (\S+)", message)
-        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
         if clash:
             message = f"{clash[1]} cannot be used together with {clash[2]}"
-        elif unknown:
-            near = nearest_flag(unknown[1], list(self._option_string_actions))
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        if unknown:
+            near = nearest_flag(unknown[1], self._option_string_actions)
             hint = f"Did you mean {near}? {hint}" if near else hint
-        raise UsageError(f"{message[:1].upper()}{message[1:]}.", hint)
+        sentence = message[:1].upper() + message[1:]
+        raise UsageError(f"{sentence}.", hint)
 
 
 def numeral(text: str) -> Any:
@@ -3883,126 +4254,211 @@ def read_param(text: str) -> tuple[str, Any]:
     if not name or not equals:
         raise UsageError(f"The parameter {text!r} is not KEY=VALUE.", "Write --param quality=high.")
     try:
-        return name, json.loads(
-            value, parse_constant=str
-        )  # NaN, Python's own idea of JSON, is text
+        # NaN, Python's own idea of JSON, is text.
+        return name, json.loads(value, parse_constant=str)
     except (ValueError, RecursionError):
         return name, value
 
 
 def build_parser() -> Parser:
-    rows = [(0, "saved", "yes", "the image is on disk"), *EXIT_CODES]
-    codes = "\n".join(
-        f"  {code:>3}  {kind:<12} {billed:<6} {when}" for code, kind, billed, when in rows
-    )
+    codes = ["exit codes, kind, billed (was money spent?):"]
+    for row in ((0, "saved", "yes", "the image is on disk"), *EXIT_CODES):
+        codes.append("  {:>3}  {:<12} {:<6} {}".format(*row))
     parser = Parser(
         "generate.py",
         description="Turn a prompt, and optional reference pictures, into a picture file.",
-        epilog=f"exit codes, kind, billed (was money spent?):\n{codes}",
+        epilog="\n".join(codes),
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=100),
     )
-    add_request_flags(parser)
+    add_prompt_flags(parser)
+    add_shape_flags(parser)
+    add_reference_flags(parser)
     add_call_flags(parser)
     add_other_flags(parser)
     return parser
 
 
-# fmt: off
-def add_request_flags(parser: Parser) -> None:
-    """What the picture shows, and how it looks."""
+def add_prompt_flags(parser: Parser) -> None:
+    """What the picture shows, and which model makes it."""
     prompt = parser.add_mutually_exclusive_group().add_argument
-    prompt("--prompt", metavar="TEXT",
-           help=f"what the picture shows, at most {MAX_PROMPT_CHARS} characters")
-    prompt("--prompt-file", metavar="PATH", dest="prompt", type=read_prompt,
-           help="read the prompt from a UTF-8 file, or from standard input with -")
+    prompt(
+        "--prompt",
+        metavar="TEXT",
+        help=f"what the picture shows, at most {MAX_PROMPT_CHARS} characters",
+    )
+    prompt(
+        "--prompt-file",
+        metavar="PATH",
+        dest="prompt",
+        type=read_prompt,
+        help="read the prompt from a UTF-8 file, or from standard input with -",
+    )
     flag = parser.add_argument
-    flag("--model", metavar="NAME",
-         help=f"its name decides the family; default: {DEFAULT_MODEL}")
-    flag("--family", choices=("openai", "gemini"),
-         help="only needed for a model's name that is not recognised")
-    flag("--use-case", metavar="NAME",
-         help=f"choose the model by what it is for: {', '.join(MODEL_BY_USE_CASE)}")
-    flag("--aspect-ratio", metavar="R",
-         help=f"the picture's shape: {' '.join(OPENAI_SIZE_BY_RATIO)}")
-    flag("--fit", metavar="WxH",
-         help="the saved picture has exactly these pixels; the original is kept beside it")
-    flag("--size", metavar="WxH",
-         help="openai models: the pixels to ask for; overrides --aspect-ratio; default: "
-              f"from the ratio, or {DEFAULT_SIZE}")
-    flag("--negative-prompt", metavar="TEXT",
-         help="what to avoid; appended to the prompt")
-    flag("--n", metavar="N", type=numeral, default=1,
-         help="openai models: how many pictures, 1 to 10; all are saved")
-    flag("--reference-image", metavar="PATH", dest="reference_images", action="append", default=[],
-         help="a picture to work from, by its path or its http(s) link; repeatable")
-    flag("--mask", metavar="PATH",
-         help="openai models: a PNG of the first reference's size, transparent where it may change")
-    flag("--param", metavar="KEY=VALUE", dest="params", action="append", default=[],
-         type=read_param, help="one more field for the request, JSON or text; repeatable")
+    flag("--model", metavar="NAME", help=f"its name decides the family; default: {DEFAULT_MODEL}")
+    flag(
+        "--family",
+        choices=("openai", "gemini"),
+        help="only needed for a model's name that is not recognised",
+    )
+    flag(
+        "--use-case",
+        metavar="NAME",
+        help=f"choose the model by what it is for: {', '.join(MODEL_BY_USE_CASE)}",
+    )
+
+
+def add_shape_flags(parser: Parser) -> None:
+    """Which shape the picture has, and what it lacks."""
+    flag = parser.add_argument
+    flag(
+        "--aspect-ratio", metavar="R", help=f"the picture's shape: {' '.join(OPENAI_SIZE_BY_RATIO)}"
+    )
+    flag(
+        "--fit",
+        metavar="WxH",
+        help="the saved picture has exactly these pixels; the original is kept beside it",
+    )
+    flag(
+        "--size",
+        metavar="WxH",
+        help="openai models: the pixels to ask for; overrides --aspect-ratio; default: "
+        f"from the ratio, or {DEFAULT_SIZE}",
+    )
+    flag("--negative-prompt", metavar="TEXT", help="what to avoid; appended to the prompt")
+    flag(
+        "--n",
+        metavar="N",
+        type=numeral,
+        default=1,
+        help="openai models: how many pictures, 1 to 10; all are saved",
+    )
+
+
+def add_reference_flags(parser: Parser) -> None:
+    """What the picture is made from, and what else the gateway is told."""
+    flag = parser.add_argument
+    flag(
+        "--reference-image",
+        metavar="PATH",
+        dest="reference_images",
+        action="append",
+        default=[],
+        help="a picture to work from, by its path or its http(s) link; repeatable",
+    )
+    flag(
+        "--mask",
+        metavar="PATH",
+        help="openai models: a PNG of the first reference's size, transparent where it may change",
+    )
+    flag(
+        "--param",
+        metavar="KEY=VALUE",
+        dest="params",
+        action="append",
+        default=[],
+        type=read_param,
+        help="one more field for the request, JSON or text; repeatable",
+    )
 
 
 def add_call_flags(parser: Parser) -> None:
     """Where the picture goes, and how the gateway is asked."""
     flag = parser.add_argument
-    flag("--output", metavar="PATH",
-         help="a file, replaced if it exists, or a folder; default: ./output-<time>.png or .jpeg")
-    flag("--timeout", metavar="SECONDS", type=numeral, default=TIMEOUT_S,
-         help="for one attempt from start to end; default: %(default)g")
-    flag("--attempts", metavar="N", type=numeral, default=3,
-         help="for calls with references, 1 to 5; others are sent once; default: %(default)s")
-    flag("--proxy", metavar="URL",
-         help="use this proxy; the environment's proxy variables are ignored")
-    flag("--stream", action="store_true",
-         help="ask for drafts while the picture is made, so that no proxy hangs up")
-    flag("--json", action="store_true",
-         help="exactly one JSON object on standard output, success or failure")
-    flag("--quiet", action="store_true",
-         help="only warnings and errors on standard error")
+    flag(
+        "--output",
+        metavar="PATH",
+        help="a file, replaced if it exists, or a folder; default: ./output-<time>.png or .jpeg",
+    )
+    flag(
+        "--timeout",
+        metavar="SECONDS",
+        type=numeral,
+        default=TIMEOUT_S,
+        help="for one attempt from start to end; default: %(default)g",
+    )
+    flag(
+        "--attempts",
+        metavar="N",
+        type=numeral,
+        default=3,
+        help="for calls with references, 1 to 5; others are sent once; default: %(default)s",
+    )
+    flag(
+        "--proxy",
+        metavar="URL",
+        help="use this proxy; the environment's proxy variables are ignored",
+    )
+    flag(
+        "--stream",
+        action="store_true",
+        help="ask for drafts while the picture is made, so that no proxy hangs up",
+    )
+    flag(
+        "--json",
+        action="store_true",
+        help="exactly one JSON object on standard output, success or failure",
+    )
+    flag("--quiet", action="store_true", help="only warnings and errors on standard error")
 
 
 def add_other_flags(parser: Parser) -> None:
     """What to do in place of making a picture."""
     action = parser.add_mutually_exclusive_group().add_argument
-    action("--dry-run", action="store_true",
-           help="check everything and show the request and its price; send nothing")
-    action("--check", action="store_true",
-           help="show the set-up, and ask the gateway, for free, whether it accepts the key")
-    action("--list-models", action="store_true",
-           help="show the known models and their prices; needs no key")
-    action("--costs", action="store_true",
-           help="show what was spent, from the ledger; needs no key")
-    parser.add_argument("--version", action="version", version=f"generate.py {VERSION}",
-                        help="print the version")
-# fmt: on
+    action(
+        "--dry-run",
+        action="store_true",
+        help="check everything and show the request and its price; send nothing",
+    )
+    action(
+        "--check",
+        action="store_true",
+        help="show the set-up, and ask the gateway, for free, whether it accepts the key",
+    )
+    action(
+        "--list-models",
+        action="store_true",
+        help="show the known models and their prices; needs no key",
+    )
+    action(
+        "--costs", action="store_true", help="show what was spent, from the ledger; needs no key"
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"generate.py {VERSION}", help="print the version"
+    )
 
 
 def read_args(options: argparse.Namespace) -> Args:
     """The arguments that a command line amounts to, validated."""
     if options.prompt is None:
         raise UsageError("There is no prompt.", "Add --prompt or --prompt-file.")
-    fields = {field: getattr(options, field) for field in Args._fields if hasattr(options, field)}
-    fields["params"] = dict(options.params)
-    return validate_args(Args(**fields, spelling=FLAGS))
+    given = {name: value for name, value in vars(options).items() if name in Args._fields}
+    given["params"] = dict(options.params)
+    return validate_args(Args(**given, spelling=FLAGS))
 
 
-def aligned(rows: Sequence[Sequence[object]], right_from: int = 99) -> list[str]:
-    """Rows as a table, with the columns from `right_from` on aligned to the right."""
-    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows)]
-    lines = []
-    for row in rows:
-        cells = [
-            str(cell).rjust(width) if column >= right_from else str(cell).ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
+def cell_text(cell: object) -> str:
+    """Money has two decimals."""
+    return f"{cell:.2f}" if isinstance(cell, float) else str(cell)
 
 
-def act_generate(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    target, args = load_target(), read_args(options)
+def aligned(rows: Sequence[Cells]) -> list[str]:
+    """Rows as a table; columns of numbers, as the last row tells, are aligned to the right."""
+    columns = []
+    for column in zip(*rows):
+        texts = [cell_text(cell) for cell in column]
+        width = max(map(len, texts))
+        pad = str.rjust if isinstance(column[-1], (int, float)) else str.ljust
+        columns.append([pad(text, width) for text in texts])
+    return ["  ".join(cells).rstrip() for cells in zip(*columns)]
+
+
+def act_generate(options: argparse.Namespace) -> Outcome:
+    target = load_target()
+    args = read_args(options)
     made = run(args, target, save=True)
     first = made.pictures[0]
+    width, height = first.size
     paths = [str(path) for path in made.paths]
     facts = {
         "path": paths[0],
@@ -4011,8 +4467,8 @@ def act_generate(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]
         "family": args.family,
         "endpoint": made.endpoint,
         "format": first.format,
-        "width": first.size[0],
-        "height": first.size[1],
+        "width": width,
+        "height": height,
         "bytes": len(first.data),
         "elapsed_s": round(made.elapsed_s, 2),
         "attempts": made.attempts,
@@ -4020,7 +4476,7 @@ def act_generate(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]
         "total_tokens": made.tokens,
         "estimated_cost_cny": made.cost_cny,
         "possible_cost_cny": made.possible_cost_cny,
-        "originals": [str(path) if path else None for path in made.originals],
+        "originals": texts_of(made.originals),
         "base_url": target.url,
         "key_source": target.key_source,
         "url_source": target.url_source,
@@ -4028,8 +4484,9 @@ def act_generate(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]
     return facts, paths
 
 
-def act_dry_run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    target, args = load_target(), read_args(options)
+def act_dry_run(options: argparse.Namespace) -> Outcome:
+    target = load_target()
+    args = read_args(options)
     require_packages()
     load_budget()
     prove_writable(args.output, args.family)
@@ -4040,77 +4497,111 @@ def act_dry_run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]
         "method": "POST",
         "url": call.url,
         "headers": {"Authorization": f"Bearer {mask_key(target.key)}"},
-        "fields" if call.uploads else "json": call.fields,
     }
     if call.uploads:
+        facts["fields"] = call.fields
         facts["files"] = [
             {"name": field, "filename": filename, "content": repr(content)}
             for field, filename, content in call.uploads
         ]
-    attempt = Tally(price_of(args.model or ""), args.n).attempt.possible
+    else:
+        facts["json"] = call.fields
+    attempt_cny = Tally(price_of(args.model or ""), args.n).attempt_cny
     attempts = args.attempts if references else 1
-    facts["estimated_cost_cny"] = tidy_number(attempt)
-    facts["possible_cost_cny"] = None if attempt is None else tidy_number(attempt * attempts)
+    facts["estimated_cost_cny"] = attempt_cny
+    facts["possible_cost_cny"] = attempt_cny and round(attempt_cny * attempts, 4)
     return facts, [json.dumps(facts, indent=2, ensure_ascii=False)]
 
 
-def act_list_models(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    head = ["model", "family", "CNY/image", "references", "per call", "typical", "sizes"]
-    rows = []
+MODEL_TITLES: Cells = (
+    "model",
+    "family",
+    "CNY/image",
+    "references",
+    "per call",
+    "typical",
+    "sizes",
+)
+
+
+def act_list_models(options: argparse.Namespace) -> Outcome:
+    models = []
+    rows = [MODEL_TITLES]
     for model in CATALOGUE:
-        price = f"{price_of(model.name).picture:.2f}"
-        sizes = " ".join(model.sizes) or "-"
-        limits = (model.max_references, model.max_n, model.typical)
-        rows.append([model.name, model.family, price, *limits, sizes])
-    models = [
-        {**model._asdict(), "price_cny": price_of(model.name).picture, "sizes": list(model.sizes)}
-        for model in CATALOGUE
-    ]
-    return {"models": models}, aligned([head, *rows])
+        price = price_of(model.name).picture
+        models.append({**model._asdict(), "price_cny": price})
+        rows.append(
+            (
+                model.name,
+                model.family,
+                price,
+                model.max_references,
+                model.max_n,
+                model.typical,
+                " ".join(model.sizes) or "-",
+            )
+        )
+    return {"models": models}, aligned(rows)
 
 
-def act_costs(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+CALL_TITLES: Cells = ("started (UTC)", "model", "outcome", "CNY at most", "saved")
+SUM_TITLES: Cells = ("", "calls", "pictures", "CNY", "CNY at most")
+PERIOD_TITLES = {
+    "today": "today",
+    "seven_days": "7 days",
+    "month": "this month",
+    "all": "all time",
+}
+
+
+def call_cells(call: Row) -> Cells:
+    """One of the last calls, for a person."""
+    cost_cny = call["possible_cost_cny"]
+    return (
+        call["started"][:19].replace("T", " "),
+        call["model"],
+        call["kind"] or "saved",
+        "unknown" if cost_cny is None else f"{cost_cny:.2f}",
+        " ".join(call["paths"] or []),
+    )
+
+
+def sum_cells(title: str, sums: Row) -> Cells:
+    """What a model or a period came to, for a person."""
+    return (
+        title,
+        sums["calls"],
+        sums["pictures"],
+        sums["cost_cny"],
+        sums["possible_cost_cny"],
+    )
+
+
+def act_costs(options: argparse.Namespace) -> Outcome:
     try:
         costs = read_costs(ledger_path())
     except LedgerError as error:
         fault = f"The ledger cannot be read: {error}."
-        raise ConfigError(
-            fault, f"Move it away, or set {LEDGER_VARIABLE} to another path."
-        ) from None
-    titles = {"today": "today", "seven_days": "7 days", "month": "this month", "all": "all time"}
-
-    def cells(title: str, sums: Mapping[str, Any]) -> list[str]:
-        amounts = [f"{sums[name]:.2f}" for name in ("cost_cny", "possible_cost_cny")]
-        return [title, str(sums["calls"]), str(sums["pictures"]), *amounts]
-
-    head = ["", "calls", "pictures", "CNY", "CNY at most"]
-    models = [cells(row["model"], row) for row in costs["models"]]
-    totals = [cells(title, costs["periods"][name]) for name, title in titles.items()]
+        hint = f"Move it away, or set {LEDGER_VARIABLE} to another path."
+        raise ConfigError(fault, hint) from None
     lines = [f"ledger: {costs['ledger'] or 'none'}"]
     if costs["calls"]:
-        last = [["started (UTC)", "model", "outcome", "CNY at most", "saved"]]
-        last += [call_cells(call) for call in reversed(costs["calls"])]
-        lines += ["", *aligned(last)]
-    lines += ["", *aligned([head, *models, *totals], right_from=1)]
-    unpriced = costs["periods"]["all"]["unpriced"]
+        calls = [call_cells(call) for call in reversed(costs["calls"])]
+        lines += ["", *aligned([CALL_TITLES, *calls])]
+    sums = [SUM_TITLES]
+    for model in costs["models"]:
+        sums.append(sum_cells(model["model"], model))
+    periods = costs["periods"]
+    for name, title in PERIOD_TITLES.items():
+        sums.append(sum_cells(title, periods[name]))
+    lines += ["", *aligned(sums)]
+    unpriced = periods["all"]["unpriced"]
     if unpriced:
         lines += ["", f"Not in these sums: {unpriced} calls whose price is unknown."]
     return costs, lines
 
 
-def call_cells(call: Mapping[str, Any]) -> list[str]:
-    """One of the last calls, for a person."""
-    cost = call["possible_cost_cny"]
-    return [
-        str(call["started"])[:19].replace("T", " "),
-        str(call["model"]),
-        call["kind"] or "saved",
-        "unknown" if cost is None else f"{cost:.2f}",
-        " ".join(call["paths"] or []),
-    ]
-
-
-def act_check(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+def act_check(options: argparse.Namespace) -> Outcome:
     """Ask GET /models, which is free, whether the gateway takes the key."""
     target = load_target()
     require_packages()
@@ -4134,10 +4625,8 @@ def act_check(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     }
     probe = Args("none", timeout=options.timeout, proxy=options.proxy, spelling=FLAGS)
     args = validate_args(probe)
-    deadline = time.monotonic() + min(args.timeout, CONNECT_TIMEOUT_S)
     try:
-        answer = send(Call(f"{target.url}/models", {}), target, args, deadline)
-        names = model_names(answer.inbox.tree([target.key, *known_keys()]))
+        names = ask_for_models(target, args)
         facts.update(accepted=True, models=len(names), image_models=image_models(names))
     except RejectedError as error:
         text = "cannot tell whether the key is accepted (most base URLs end in /v1): %s"
@@ -4146,37 +4635,55 @@ def act_check(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         error.billed = "no"
         if error.hint == type(error).hint and not isinstance(error, Interrupted):
             error.hint = "Correct the key, the base URL or the proxy; asking again is free."
-        facts["accepted"] = False if isinstance(error, AuthError) else None
+        if isinstance(error, AuthError):
+            facts["accepted"] = False
         log.info("%s", "\n".join(check_lines(facts)))
         raise
     return facts, check_lines(facts)
 
 
-def check_lines(facts: Mapping[str, Any]) -> list[str]:
+def check_lines(facts: Row) -> list[str]:
     """What --check found, for a person."""
     words = {"True": "yes", "False": "no", "None": "unknown"}
     rows = []
     for name, fact in facts.items():
-        if name == "image_models" or (name.startswith("budget") and fact is None):
-            continue
-        rows.append([name, words.get(str(fact), fact)])
+        is_unset_budget = name.startswith("budget") and fact is None
+        if name != "image_models" and not is_unset_budget:
+            text = str(fact)
+            rows.append((name, words.get(text, text)))
     lines = aligned(rows)
     prices = []
     for model in facts["image_models"]:
         price = model["price_cny"]
-        prices.append([model["name"], "price unknown" if price is None else f"{price:.2f} CNY"])
-    return [*lines, "", "image models:", *aligned(prices)] if prices else lines
+        text = "price unknown" if price is None else f"{price:.2f} CNY"
+        prices.append((model["name"], text))
+    if prices:
+        lines += ["", "image models:", *aligned(prices)]
+    return lines
+
+
+def ask_for_models(target: Target, args: Args) -> list[str]:
+    """The names of the gateway's models; raises ImageGenError, also for an answer without them."""
+    patience_s = min(args.timeout, CONNECT_TIMEOUT_S)
+    deadline = time.monotonic() + patience_s
+    call = Call(f"{target.url}/models", {})
+    answer = send(call, target, args, deadline)
+    return model_names(answer.inbox.tree([target.key, *known_keys()]))
 
 
 def model_names(tree: Any) -> list[str]:
-    """The names in a list of models; raises the error that another answer amounts to."""
-    items = tree.get("data", tree.get("models")) if isinstance(tree, dict) else None
+    """{"data": [{"id": …}]} (OpenAI), {"models": [{"name": …}]} (Google), or plain strings."""
+    items = None
+    if isinstance(tree, dict):
+        items = tree.get("data", tree.get("models"))
     if not isinstance(items, list):
         classify_response_error("", tree)
-    names = [
-        item.get("id") or item.get("name") if isinstance(item, dict) else item for item in items
-    ]
-    return [str(name) for name in names]
+    names = []
+    for item in items:
+        if isinstance(item, dict):
+            item = item.get("id") or item.get("name")
+        names.append(str(item))
+    return names
 
 
 def image_models(names: Iterable[str]) -> list[dict[str, Any]]:
@@ -4191,7 +4698,8 @@ def image_models(names: Iterable[str]) -> list[dict[str, Any]]:
 
 def budget_left() -> float | None:
     """What the day's budget still allows, in CNY; None when there is none or nobody can tell."""
-    budget, path = load_budget(), ledger_path()
+    budget = load_budget()
+    path = ledger_path()
     if budget is None or path is None:
         return None
     try:
@@ -4199,7 +4707,8 @@ def budget_left() -> float | None:
     except LedgerError as error:
         warn("cannot tell what is left of the budget: %s", error)
         return None
-    return max(0.0, round(budget - float(today["possible_cost_cny"]), 4))
+    left: float = budget - today["possible_cost_cny"]
+    return max(0.0, round(left, 4))
 
 
 ACTIONS = {
@@ -4238,17 +4747,19 @@ class Console(logging.Handler):
         if record.levelno >= logging.WARNING:
             self.warnings.append(text)
             self.say(f"warning: {text}")
-        elif not hasattr(record, "live") or not (sys.stderr and sys.stderr.isatty()):
+        elif not (hasattr(record, "live") and sys.stderr and sys.stderr.isatty()):
             self.say(text)
         elif self._live:
-            self._live = f"{self._live.partition(';')[0]}; {text}"
+            waiting = self._live.partition(";")[0]
+            self._live = f"{waiting}; {text}"
         else:
-            self._live, self._since = text, time.monotonic()
+            self._live = text
+            self._since = time.monotonic()
 
     def say(self, text: str) -> None:
         """Print lines in place of the live line, if there is one."""
-        self._write("".join(f"[image-gen] {line}\n" for line in text.splitlines()))
-        self._live = ""
+        lines = [f"[image-gen] {line}\n" for line in text.splitlines()]
+        self.show("".join(lines))
 
     def show(self, text: str) -> None:
         """Print a text as it is."""
@@ -4298,8 +4809,10 @@ class Command(threading.Thread):
             self.grace_s = INTERRUPT_GRACE_S
             heed_stop()  # an interrupt until here was given no grace
             self.error = Interrupted("Interrupted.")  # unless it comes to another end
-            chosen = [act for name, act in ACTIONS.items() if getattr(options, name)]
-            action = chosen[0] if chosen else act_generate
+            action = act_generate
+            for flag, other in ACTIONS.items():
+                if getattr(options, flag):
+                    action = other
             self.facts, self.lines = action(options)
             self.error = None
         except SystemExit:  # --help and --version have spoken
@@ -4317,9 +4830,9 @@ class Command(threading.Thread):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    console = Console("--quiet" in argv)
-    command = Command(argv, console)
+    words = sys.argv[1:] if argv is None else list(argv)
+    console = Console(quiet="--quiet" in words)
+    command = Command(words, console)
     command.start()
     while command.is_alive() and not SIGNALLED:
         console.draw_live_line()
@@ -4327,27 +4840,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     if SIGNALLED:
         STOP.set()
         command.join(command.grace_s)
-    tell_outcome(command, console, as_json="--json" in argv)
+    tell_outcome(command, console, as_json="--json" in words)
     return command.error.exit_code if command.error else 0
 
 
 def tell_outcome(command: Command, console: Console, as_json: bool) -> None:
     """Print how it ended: the error on standard error, the result on standard output."""
-    error, lines = command.error, command.lines
-    if error and error.hint == ONBOARDING:
+    error = command.error
+    lines = command.lines
+    if error is None:
+        console.show("")  # nothing, in place of the live line
+    elif error.hint == ONBOARDING:
         console.show(ONBOARDING + "\n")
-    elif error:
+    else:
         console.say(f"error: {error.message}\n{error.hint}")
         if error.attempts:
             console.say(bill_text(error))
-    else:
-        console.show("")  # nothing, in place of the live line
-    if as_json and error:
-        outcome = {"ok": False, "error": error.as_json(), "warnings": console.warnings}
+    if as_json and (error or command.facts):
+        facts = {"error": error.as_json()} if error else command.facts
+        outcome = {
+            "ok": error is None,
+            **facts,
+            "warnings": console.warnings,
+        }
         lines = [json.dumps(outcome)]
-    elif as_json and command.facts:
-        lines = [json.dumps({"ok": True, **command.facts, "warnings": console.warnings})]
-    put(sys.stdout, blot("".join(f"{line}\n" for line in lines), console.keys))
+    text = "".join(f"{line}\n" for line in lines)
+    put(sys.stdout, blot(text, console.keys))
 
 
 SIGNALLED: list[bool] = []  # not empty once a signal came: noting it is all that a handler may do
@@ -4367,16 +4885,18 @@ def own_the_process() -> None:
 
 def use_own_environment() -> None:
     """Start again with the .venv that setup.sh made, when this Python lacks the packages."""
-    venv = os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", ".venv")
+    venv = os.path.realpath(os.path.join(own_folder(), "../.venv"))
     python = os.path.join(venv, "Scripts/python.exe" if os.name == "nt" else "bin/python")
-    is_other = os.path.realpath(sys.prefix) != os.path.realpath(venv)
-    if not os.path.exists(python) or not is_other or not missing_package():
+    if os.path.realpath(sys.prefix) == venv or not os.path.exists(python):
         return
+    if not missing_package():
+        return
+    command = [python, *sys.argv]
     if os.name == "nt":  # where exec would not wait for the new process
         import subprocess
 
-        raise SystemExit(subprocess.call([python, *sys.argv]))
-    os.execv(python, [python, *sys.argv])
+        raise SystemExit(subprocess.call(command))
+    os.execv(python, command)
 
 
 if __name__ == "__main__":
