@@ -1968,10 +1968,10 @@ class Inbox:
             if len(self.body) >= len("data:image/"):
                 self._decide()
         while self.is_stream and (end := self.body.find(b"\n", self._searched)) >= 0:
-            line = bytes(self.body[:end])
+            line = bytes(memoryview(self.body)[:end])  # a picture is long: no copy more than needed
             del self.body[: end + 1]
             self._searched = 0
-            self._take_line(line.strip(b"\r"))
+            self._take_line(line.removesuffix(b"\r"))
         self._searched = len(self.body) if self.is_stream else 0
 
     def tree(self, keys: Sequence[str] = ()) -> Any:
@@ -2006,13 +2006,13 @@ class Inbox:
             self._end_event()
             self._event_name = value.decode("utf-8", "replace").strip()
         elif field == b"data" or line.startswith(b"{"):  # some leave the field's name out
-            self._data.append(value.strip() if field == b"data" else line)
+            self._data.append(value if field == b"data" else line)
             if len(self._data) == 1:  # most events are one line, and some gateways end them so
                 self._take_data()
 
     def _end_event(self) -> None:
         self._take_data()
-        text = b"\n".join(self._data).decode("utf-8", "replace")
+        text = b"\n".join(self._data).decode("utf-8", "replace").strip()
         if text and text[0] not in '{["':  # no JSON at all; broken JSON is nothing
             key = "content"
             if self._event_name == "error":
@@ -2025,7 +2025,7 @@ class Inbox:
     def _take_data(self) -> None:
         """Read the event's data so far as JSON, if it is that already."""
         data = b"\n".join(self._data)
-        if data == b"[DONE]":
+        if data[:20].strip() == b"[DONE]":
             self.is_finished = self.is_finished or not self.has_failed
             self.is_over = True
             self._data.clear()
@@ -2992,14 +2992,19 @@ def fetch(
         number += 1
 
 
-def fetch_result(candidate: Candidate, target: Target, args: Args, deadline: float) -> Picture:
+def fetch_result(
+    candidate: Candidate, target: Target, args: Args, deadline: float, last_deadline: float
+) -> Picture:
     """The picture behind a link of an answer.
 
+    It may take until the deadline of the call, or FETCH_TIMEOUT_S if that is longer, but all links
+    together must be done by the last deadline.
     raises: ResponseError with the whole link, Interrupted
     """
     keys = [target.key, *known_keys()]
     url = candidate.link
-    time_s = max(FETCH_TIMEOUT_S, deadline - time.monotonic())
+    now = time.monotonic()
+    time_s = min(max(FETCH_TIMEOUT_S, deadline - now), last_deadline - now)
     tries = FETCH_TRIES if candidate.rank < UNLIKELY else 1
     try:
         url = join_link(target.url, url, keys)
@@ -3796,9 +3801,10 @@ def call_once(
     inbox = answer.inbox
     tree = inbox.tree([target.key, *known_keys()])
     echoes = [reference.data for reference in references]
+    last_deadline = max(deadline, time.monotonic()) + FETCH_TIMEOUT_S * args.n
 
     def fetch_candidate(candidate: Candidate) -> Picture:
-        return fetch_result(candidate, target, args, deadline)
+        return fetch_result(candidate, target, args, deadline, last_deadline)
 
     try:
         if inbox.is_stream and not inbox.is_finished:
