@@ -244,7 +244,7 @@ class UnavailableError(ImageGenError):
     """the connection failed, timed out or broke off, or 5xx, after all attempts"""
 
     kind, exit_code, retryable = "unavailable", 6, True
-    hint = "Try again later."
+    hint = "Before you try again, consider that this may have been billed."
 
 
 class RefusedError(ImageGenError):
@@ -1597,11 +1597,12 @@ def sniff_format(data: bytes | bytearray) -> str | None:
 
 def register_heif() -> None:
     """Teach Pillow to read HEIC, what phones make; raises PictureError without pillow-heif."""
+    import importlib
     import importlib.util
     import shlex
 
     try:
-        from pillow_heif import register_heif_opener
+        importlib.import_module("pillow_heif").register_heif_opener()
     except ImportError:
         python = shlex.quote(sys.executable)
         command = f"{python} -m pip install pillow-heif"
@@ -1611,7 +1612,6 @@ def register_heif() -> None:
             "reading HEIC needs the package pillow-heif",
             f"Install it with: {command}",
         ) from None
-    register_heif_opener()
 
 
 def mend_big_tiff(data: bytes) -> bytes:
@@ -2591,7 +2591,8 @@ def no_image(tree: Any, links: Sequence[str]) -> ImageGenError:
     hints = []
     if words:
         hints.append(
-            "The words may be a refusal, which costs little or nothing: ask before trying again."
+            "The words may be a refusal, which costs little or nothing: "
+            "reword the prompt, and ask before trying again."
         )
     if links:
         hints.append(f"A link in it may lead to the picture: {' '.join(links)}")
@@ -2825,9 +2826,10 @@ def better_hint(error: ImageGenError, args: Args, target: Target) -> str:
         return f"Add {stream}: drafts that arrive in between keep a proxy from hanging up."
     is_unreached = isinstance(error, UnavailableError) and error.billed == "no"
     if is_loopback(target.url) and (is_unreached or isinstance(error, AuthError)):
+        sources = " and ".join(dict.fromkeys([target.url_source, target.key_source]))
         return (
-            f"The base URL from {target.url_source} is on this machine: if it is that of a trial "
-            f"gateway, unset {target.url_source} to use your own."
+            f"{error.hint} The base URL is on this machine: if it is that of a trial gateway "
+            f"which has ended, unset {sources}."
         )
     return error.hint
 
@@ -3315,6 +3317,13 @@ def utc_midnight(day: Any) -> str:
     return midnight.astimezone(timezone.utc).isoformat(timespec="seconds")
 
 
+def local_time(moment: str) -> str:
+    """A moment in UTC as a clock on the wall shows it: 2026-11-25 14:03:09."""
+    from datetime import datetime
+
+    return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
 def create_private(path: str) -> None:
     """Make an empty file, which only its owner can read; raises OSError."""
     folder = os.path.dirname(path)
@@ -3361,7 +3370,12 @@ def open_ledger(path: str, to_write: bool = True) -> Iterator[sqlite3.Connection
             raise ValueError("it is not a database")
         # To read, too: a killed writer leaves work behind.
         uri = f"{Path(path).as_uri()}?mode=rw"
-        connection = sqlite3.connect(uri, LEDGER_LOCK_S, isolation_level=None, uri=True)
+        connection = sqlite3.connect(
+            uri,
+            timeout=LEDGER_LOCK_S,
+            isolation_level=None,  # transactions are begun by hand
+            uri=True,
+        )
         connection.row_factory = sqlite3.Row
         # A killed process loses nothing without it, and waiting for the disk may take 50 ms a call.
         connection.execute("PRAGMA synchronous = OFF")
@@ -3465,7 +3479,7 @@ class Entry:
         raise BudgetError(
             f"The budget of {self._budget:.2f} CNY a day does not allow this attempt of up to "
             f"{attempt_cny:.2f} CNY: {others['cny']:.2f} CNY may be spent already{unfinished}.",
-            f"The day ends at {ends}. To spend more before that, raise {BUDGET_VARIABLE}.",
+            f"The day ends at {ends}; before that only the user should raise {BUDGET_VARIABLE}.",
         )
 
     def _insert(self, connection: sqlite3.Connection, row: Row) -> None:
@@ -3755,7 +3769,10 @@ def call_with_retries(
         try:
             entry.reserve(tally.total, tally.attempt_cny, number)
         except BudgetError as error:
-            raise failure or error from None
+            if not failure:
+                raise
+            warn("no further attempt is made. %s", error.message)
+            raise failure from None
         try:
             announce(args, number, attempts)
             made = call_once(args, target, references, mask)
@@ -3841,7 +3858,7 @@ def cut_off(error: ImageGenError, answer: Answer, is_stream: bool) -> Unavailabl
         fault = f"{words}The stream ended without its final picture{why}."
     drafts = [draft.link for draft in find_candidates(answer.inbox.draft) if draft.link]
     links = list(dict.fromkeys([*error.image_urls, *drafts]))
-    hint = f"Try again later. A draft may be at: {' '.join(links)}" if links else ""
+    hint = f"A draft may be at: {' '.join(links)}" if links else ""
     cut = UnavailableError(fault, hint, image_urls=links)
     cut.partial = error.partial
     cut.draft = error.draft
@@ -4233,6 +4250,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             near = nearest_flag(unknown[1], self._option_string_actions)
             hint = f"Did you mean {near}? {hint}" if near else hint
+        elif message.startswith("unrecognized"):
+            hint = f"Put the whole prompt in quotes. {hint}"
         sentence = message[:1].upper() + message[1:]
         raise UsageError(f"{sentence}.", hint)
 
@@ -4550,7 +4569,7 @@ def act_list_models(options: argparse.Namespace) -> Outcome:
     return {"models": models}, aligned(rows)
 
 
-CALL_TITLES: Cells = ("started (UTC)", "model", "outcome", "CNY at most", "saved")
+CALL_TITLES: Cells = ("started", "model", "outcome", "CNY at most", "saved")
 SUM_TITLES: Cells = ("", "calls", "pictures", "CNY", "CNY at most")
 PERIOD_TITLES = {
     "today": "today",
@@ -4564,7 +4583,7 @@ def call_cells(call: Row) -> Cells:
     """One of the last calls, for a person."""
     cost_cny = call["possible_cost_cny"]
     return (
-        call["started"][:19].replace("T", " "),
+        local_time(call["started"]),
         call["model"],
         call["kind"] or "saved",
         "unknown" if cost_cny is None else f"{cost_cny:.2f}",
@@ -4611,8 +4630,7 @@ def act_check(options: argparse.Namespace) -> Outcome:
     """Ask GET /models, which is free, whether the gateway takes the key."""
     target = load_target()
     require_packages()
-    import PIL
-    import requests
+    from importlib.metadata import version
 
     facts: dict[str, Any] = {
         "key": mask_key(target.key),
@@ -4621,8 +4639,8 @@ def act_check(options: argparse.Namespace) -> Outcome:
         "url_source": target.url_source,
         "version": VERSION,
         "python": sys.version.split()[0],
-        "requests": requests.__version__,
-        "pillow": PIL.__version__,
+        "requests": version("requests"),
+        "pillow": version("Pillow"),
         "budget_cny": load_budget(),
         "budget_left_cny": budget_left(),
         "accepted": None,
@@ -4639,8 +4657,10 @@ def act_check(options: argparse.Namespace) -> Outcome:
         warn(text, error.message)
     except ImageGenError as error:
         error.billed = "no"
-        if error.hint == type(error).hint and not isinstance(error, Interrupted):
-            error.hint = "Correct the key, the base URL or the proxy; asking again is free."
+        usual = type(error).hint
+        if usual and not isinstance(error, Interrupted):
+            hint = "Correct the key, the base URL or the proxy; asking again is free."
+            error.hint = error.hint.replace(usual, hint)
         if isinstance(error, AuthError):
             facts["accepted"] = False
         log.info("%s", "\n".join(check_lines(facts)))
@@ -4755,9 +4775,9 @@ class Console(logging.Handler):
             self.say(f"warning: {text}")
         elif not (hasattr(record, "live") and sys.stderr and sys.stderr.isatty()):
             self.say(text)
-        elif self._live:
-            waiting = self._live.partition(";")[0]
-            self._live = f"{waiting}; {text}"
+        elif self._live:  # news of what is waited for
+            waiting = self._live[self._live.index("waiting") :]
+            self._live = f"{text}, {waiting}"
         else:
             self._live = text
             self._since = time.monotonic()
@@ -4779,8 +4799,11 @@ class Console(logging.Handler):
         spinner = "|/-"[int(elapsed_s * 10) % 3]
         line = f"[image-gen] {spinner} {elapsed_s:3.0f} s  {self._live}"
         with contextlib.suppress(OSError):  # the terminal is gone
-            width = os.get_terminal_size(sys.stderr.fileno()).columns
-            self._write(line[: width - 1])
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns
+            width = (columns or 80) - 3  # room for ^C
+            while len(line) > width and ", " in line:
+                line = line.rpartition(", ")[0]
+            self._write(line[:width])
 
     def _write(self, text: str) -> None:
         wipe = "\r\x1b[K" if self._live else ""

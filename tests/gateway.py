@@ -35,6 +35,7 @@ import socketserver
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -935,7 +936,12 @@ class Gateway:
 
 
 def settings(gateway: Gateway) -> dict[str, str]:
-    return {"OMNIMAAS_API_KEY": gateway.key, "OMNIMAAS_BASE_URL": gateway.url}
+    """What leads here; the ledger is one of its own, so that trials do not count as money."""
+    return {
+        "OMNIMAAS_API_KEY": gateway.key,
+        "OMNIMAAS_BASE_URL": gateway.url,
+        "PRODUCT_SHOTS_IMAGEGEN_LEDGER": str(Path(tempfile.gettempdir(), "stand-in-ledger.db")),
+    }
 
 
 def say(sentence: str) -> None:
@@ -958,7 +964,7 @@ def run(command: Sequence[str], gateway: Gateway) -> int:
 def stay(gateway: Gateway) -> int:
     for name, value in settings(gateway).items():
         print(f"export {name}={shlex.quote(value)}", flush=True)
-    say("Type these two lines in another terminal; Ctrl-C here ends the gateway.")
+    say("Type these lines in another terminal; Ctrl-C here ends the gateway.")
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             time.sleep(1)

@@ -162,7 +162,7 @@ def test_generation_table(gateway: Gateway) -> None:
     rows = {code(row["`Generation`"]): row["type"] for row in tables(SPEC, "python")[0]}
     for name, words in rows.items():
         assert type(getattr(made, name)).__name__ in words.split(" or "), name
-    told = set(re.findall(r"^    (\w+)  +", str(generate.Generation.__doc__), re.M))
+    told = set(re.findall(r"^(\w+)  +", inspect.getdoc(generate.Generation) or "", re.M))
     assert rows.keys() == told
 
 
@@ -323,6 +323,10 @@ def failed(answered: int, **facts: Any) -> Reply:
     return Reply(answered, body={"error": facts})
 
 
+def says(words: str) -> Reply:
+    return Reply(body={"choices": [{"message": {"content": words}}]})
+
+
 GONE = Reply(body={"data": [{"url": "http://127.0.0.1:9/gone.png"}]})
 DRAFT = {"type": "image_generation.partial_image", "partial_image_index": 0}
 WORDS = {  # a word in the row of a failure, and what a gateway then answers
@@ -333,10 +337,12 @@ WORDS = {  # a word in the row of a failure, and what a gateway then answers
     "stream": Reply(events=[DRAFT]),
     "moderation": failed(400, code="moderation_blocked"),
     "word filter": failed(500, code="sensitive_words_detected"),
-    "says no": Reply(body={"choices": [{"finish_reason": "content_filter"}]}),
+    "refusal": Reply(body={"choices": [{"message": {"refusal": "I will not draw that."}}]}),
+    "content_filter": Reply(body={"choices": [{"finish_reason": "content_filter"}]}),
     "unknown model": failed(503, code="model_not_found"),
     "redirect": Reply(307, {"Location": "https://images.example.com/v1"}),
-    "with words": Reply(body={"choices": [{"message": {"content": "Which cup?"}}]}),
+    "with words": says("Which cup?"),
+    "I'm sorry": says("I'm sorry, but I can't create that."),
     "web page": Reply(body="<html><title>Welcome</title></html>"),
     "task": Reply(body={"task_id": "t-1", "status": "queued"}),
     "nothing": Reply(body={"choices": []}),

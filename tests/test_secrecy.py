@@ -230,7 +230,8 @@ def test_traceback(gateway: Gateway, run: Run, monkeypatch: Any) -> None:
 
 def test_no_object_shows_the_key(gateway: Gateway, reference: Path) -> None:
     """'repr masks secrets': of every object of the module that a call has made."""
-    older = {id(each) for each in gc.get_objects()}
+    older_objects = gc.get_objects()  # kept, so that no new one gets the id of an older one
+    older = {id(each) for each in older_objects}
     pair = generate.load_api_key()
     made = generate.generate_openai("a cup", "gpt-image-2", ref_images=[reference])
     gateway.answer(Reply(401, body=failed(KEY)))

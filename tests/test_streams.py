@@ -247,7 +247,7 @@ def test_live_line_tells_of_drafts(ask: Any, gateway: Gateway, monkeypatch: Any)
         with contextlib.suppress(OSError):  # the other side is closed
             while text := os.read(terminal, 65_536).decode():
                 texts.append(text)
-                if re.search(r"attempt 1 of 1; draft 2\b", "".join(texts)):
+                if re.search(r"s  draft 2 has arrived, waiting", "".join(texts)):
                     gateway.release()
 
     watcher = threading.Thread(target=watch)
