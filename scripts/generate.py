@@ -29,6 +29,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -500,7 +501,8 @@ class Generation:
 
 def total_tokens(usage: Mapping[str, Any]) -> int | None:
     total = usage.get("total_tokens", usage.get("totalTokenCount"))
-    return total if type(total) is int else None
+    is_sane = type(total) is int and 0 <= total < 10**12
+    return total if is_sane else None
 
 
 # --- Tables ---
@@ -779,6 +781,7 @@ WIRE_FAULTS = (
         r"CA certificate bundle",
         "the CA bundle that REQUESTS_CA_BUNDLE or SSL_CERT_FILE names cannot be read",
     ),
+    (r"EOF occurred|UNEXPECTED_EOF", "the connection broke off"),
     (
         r"certificate|SSL",
         "TLS failed: the server does not use TLS, or its certificate is not trusted",
@@ -896,6 +899,7 @@ def spellings(key: str) -> Iterator[str]:
             yield inner.replace("+", "-").replace("/", "_")
 
 
+@functools.lru_cache(maxsize=16)
 def pieces_of(key: str) -> set[str]:
     """Every 12 letters in a row of a key's spellings, in lower case."""
     pieces = set()
@@ -937,12 +941,16 @@ def clean(tree: Any, keys: Sequence[str], depth: int = MAX_DEPTH) -> Any:
     """A gateway's JSON without the keys, as deep as it is looked at.
 
     This is the one door for what a gateway says. A text that is as long as a picture is only
-    searched at its start, which is all that a message ever shows of it.
+    searched at its ends, which is all that is ever told or looked for links.
     """
+    if isinstance(tree, str) and len(tree) <= 20_000:
+        return scrub(tree, keys)
     if isinstance(tree, str):
-        head = tree[:10_000]
-        scrubbed = scrub(head, keys)
-        return tree if scrubbed == head else scrubbed + tree[10_000:]
+        ends = (tree[:10_000], tree[-10_000:])
+        head, tail = (scrub(end, keys) for end in ends)
+        return tree if (head, tail) == ends else head + tree[10_000:-10_000] + tail
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return None  # 1e999, which JSON cannot say again
     if not isinstance(tree, (dict, list)):
         return tree
     if depth == 0:
@@ -1683,6 +1691,10 @@ def orientation_of(image: Any) -> int:
 
 
 def upright_size(image: Any, size: Size) -> Size:
+    """The size of a loaded image as it is seen; `size` is what its file says."""
+    if image.format == "TIFF":  # Pillow turned it as it loaded it
+        loaded: Size = image.size
+        return loaded
     return size[::-1] if orientation_of(image) > 4 else size
 
 
@@ -1742,6 +1754,8 @@ def standardise(image: Any, edge_px: int | None = None) -> Any:
     """
     from PIL import ImageOps
 
+    image.load()
+    is_turned = image.format == "TIFF"  # Pillow turns these as it loads them
     if image.mode[0] in "IF":
         image = reduce_depth(image)
     mode = "RGBA" if has_transparency(image) else "RGB"
@@ -1749,8 +1763,9 @@ def standardise(image: Any, edge_px: int | None = None) -> Any:
         image = image.convert(mode)
     if edge_px:  # a gap of 1.5 is twice as fast as LANCZOS alone, and 54 dB from it
         image.thumbnail((edge_px, edge_px), LANCZOS, reducing_gap=1.5)
-    with contextlib.suppress(Exception):  # broken EXIF
-        image = ImageOps.exif_transpose(image)
+    if not is_turned:
+        with contextlib.suppress(Exception):  # broken EXIF
+            image = ImageOps.exif_transpose(image)
     image = to_srgb(image, mode)
     image.info = {}
     if mode == "RGB":
@@ -1982,6 +1997,7 @@ class Inbox:
             self._take_line(bytes(self.body).strip(b"\r"))
             self._take_data()
             self.body.clear()
+            self.draft = clean(self.draft, keys)
             words = {"content": "".join(self._texts)}
             return clean([*self.events, words], keys)
         if sniff_format(self.body):  # a picture and nothing else
@@ -2040,7 +2056,7 @@ class Inbox:
             self._take_event(event, str(kind))
         elif isinstance(event, list):
             self.events.append(event)
-        else:
+        elif event is not None:
             self.events.append({"content": str(event)})
 
     def _take_event(self, event: JsonObject, kind: str) -> None:
@@ -2062,6 +2078,7 @@ class Inbox:
         if has_images(event):  # what came before was a draft
             self.events = [earlier for earlier in self.events if not has_images(earlier)]
         self.is_finished = self.is_finished or is_done
+        self.is_over = self.is_over or (is_done and kind.endswith("completed"))
         self.events.append(event)
 
 
@@ -2095,7 +2112,7 @@ def is_final(event: JsonObject, kind: str) -> bool:
     if event.get("error") or "error" in reasons:  # OpenRouter ends a broken stream so
         return False
     has_ended = any(reasons) or kind.endswith(("completed", "partial_succeeded"))
-    is_whole = list_in(event, "data") or any("message" in choice for choice in choices)
+    is_whole = list_in(event, "data") or any(choice.get("message") for choice in choices)
     return bool(has_ended or is_whole)
 
 
@@ -2381,7 +2398,8 @@ def read_answer(
     if take.faults:
         faults = as_sentence("; ".join(take.faults))
         lost = " ".join([faults, *take.links])
-        warn("the most likely picture could not be retrieved, so another one is used: %s", lost)
+        text = "the most likely picture could not be retrieved, so another one is used: %s"
+        warn("a picture could not be retrieved: %s" if args.n > 1 else text, lost)
     return take.pictures, find_usage(tree)
 
 
@@ -2763,8 +2781,9 @@ def chunks_of(response: Any) -> Iterator[bytes]:
 def wire_fault(error: Exception) -> str:
     """What an exception of the wire means in plain words."""
     name = type(error).__name__
+    text = re.sub(r"host='[^']*'|url: \S+", "", f"{name} {error}")  # their words mean nothing
     for pattern, words in WIRE_FAULTS:
-        if re.search(pattern, f"{name} {error}", re.I):
+        if re.search(pattern, text, re.I):
             return words
     return name
 
@@ -2782,6 +2801,22 @@ def exchange(request: Request, deadline: float) -> Answer:
     time_s = max(POLL_S, deadline - started)
     thread = threading.Thread(target=converse, args=(request, answer, time_s), daemon=True)
     thread.start()
+    try:
+        wait_for_answer(thread, request, answer, deadline, connect_by)
+    finally:  # whatever ends the waiting, Ctrl-C in a library too: nothing more may be sent
+        is_given_up = answer.end(TIME_IS_OVER)
+    if is_given_up and STOP.is_set() and not answer.inbox.is_finished:
+        billed = "maybe" if answer.is_sent else "no"
+        raise Interrupted("Interrupted.", billed=billed)
+    if not answer.status:
+        raise silence(request, answer)
+    return answer
+
+
+def wait_for_answer(
+    thread: threading.Thread, request: Request, answer: Answer, deadline: float, connect_by: float
+) -> None:
+    """Wait until the thread is done, an interrupt comes, or the time is over."""
     while thread.is_alive() and not STOP.is_set():
         is_connected = answer.is_sent or request.data is None
         rest_s = (deadline if is_connected else connect_by) - time.monotonic()
@@ -2790,13 +2825,6 @@ def exchange(request: Request, deadline: float) -> Answer:
         if answer.is_sent:  # while the gateway makes the picture, load what reads it
             from PIL import Image, JpegImagePlugin, PngImagePlugin  # noqa: F401
         thread.join(min(POLL_S, rest_s))
-    is_given_up = answer.end(TIME_IS_OVER)
-    if is_given_up and STOP.is_set():
-        billed = "maybe" if answer.is_sent else "no"
-        raise Interrupted("Interrupted.", billed=billed)
-    if not answer.status:
-        raise silence(request, answer)
-    return answer
 
 
 def silence(request: Request, answer: Answer) -> UnavailableError:
@@ -2921,7 +2949,7 @@ def join_link(base: str, link: str, keys: Sequence[str]) -> str:
     """The whole address of a link found at another, without the keys; raises LinkError."""
     from urllib.parse import urljoin
 
-    without_user = re.sub("//[^/@]*@", "//", link)
+    without_user = re.sub(r"^(\w+:)?//[^/@]*@", r"\1//", link)
     try:
         return scrub(urljoin(base, without_user), keys)
     except ValueError:
@@ -2954,7 +2982,7 @@ def whole_body(answer: Answer, limit_bytes: int) -> bytes:
     """What a link led to; raises LinkError unless all of it arrived."""
     status = answer.status
     fault = f"the server answered {status} {answer.fault}".strip()
-    if status != 200:
+    if not 200 <= status < 300:
         may_pass = status >= 500 or status in (408, 425, 429)
         raise LinkError(fault, may_pass)
     if "too long" in answer.fault:
@@ -2980,7 +3008,7 @@ def fetch(
     number = 1
     while True:
         now = time.monotonic()
-        share_s = (deadline - now) / (tries - number + 1)
+        share_s = (deadline - now) / (1 if number == tries else 1.5)  # 20 s, then 6.7 s, of 30 s
         try:
             return fetch_once(request, now + share_s, keys, is_reference)
         except LinkError as error:
@@ -3032,7 +3060,7 @@ def is_link(source: ReferenceLike) -> bool:
 def public_link(url: str) -> str:
     """A link without user, query and fragment, which may be secrets."""
     page = re.split("[?#]", url)[0]
-    return re.sub("//[^/@]*@", "//", page)
+    return re.sub(r"^(\w+:)?//[^/@]*@", r"\1//", page)
 
 
 def fetch_reference(url: str, args: Args) -> bytes:
@@ -3092,7 +3120,7 @@ def try_place(path: str) -> None:
         if not os.access(path, os.W_OK):
             raise ValueError("it is write-protected")
     folder = os.path.dirname(path)
-    while not os.path.lexists(folder):
+    while not os.path.lexists(folder) and os.path.dirname(folder) != folder:
         folder = os.path.dirname(folder)
     with partial_file(folder, bytes(MIN_IMAGE_BYTES)):
         pass
@@ -3215,7 +3243,7 @@ def save_all(made: Generation, place: Place, fit: str | None = None) -> None:
         path = place.path if place.is_default else numbered(place.path, number)
         try:
             saved = save_one(picture, path, place, fit)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # even a MemoryError must not lose a paid picture
             fault = fault or reason(error)
             kept.append(keep_elsewhere(picture.data) or picture.link or "nowhere")
             if picture.link:
@@ -3368,13 +3396,10 @@ def open_ledger(path: str, to_write: bool = True) -> Iterator[sqlite3.Connection
             create_private(path)
         if not is_ledger_file(path):
             raise ValueError("it is not a database")
-        # To read, too: a killed writer leaves work behind.
-        uri = f"{Path(path).as_uri()}?mode=rw"
         connection = sqlite3.connect(
-            uri,
+            path,
             timeout=LEDGER_LOCK_S,
             isolation_level=None,  # transactions are begun by hand
-            uri=True,
         )
         connection.row_factory = sqlite3.Row
         # A killed process loses nothing without it, and waiting for the disk may take 50 ms a call.
@@ -3383,7 +3408,7 @@ def open_ledger(path: str, to_write: bool = True) -> Iterator[sqlite3.Connection
         prepare_ledger(connection, to_write)
         yield connection
         connection.execute("COMMIT")
-    except (sqlite3.Error, OSError, ValueError) as error:
+    except (sqlite3.Error, OSError, ValueError, OverflowError) as error:
         raise LedgerError(f"{path}: {reason(error)}") from None
     finally:
         if connection:
@@ -3580,7 +3605,7 @@ def token_cost(price: Price, usage: Mapping[str, Any]) -> float:
     for names, price_cny in zip(TOKEN_NAMES, price.tokens or ()):
         counts = [usage[name] for name in names if type(usage.get(name)) in (int, float)]
         count = next(filter(None, counts), 0)
-        if not count:
+        if not 0 < count < 10**12:
             return 0.0
         total += count * price_cny / 1000
     return total
@@ -3595,6 +3620,7 @@ class Tally:
         self.failures = 0  # attempts that failed and may have been billed all the same
         self.earlier_failures = 0  # the same, without the last attempt
         self.by_tokens = False  # the tokens used come to more than the price
+        self.are_missing = False  # fewer pictures came than were asked for
         self.partial = b""  # the longest part of a picture that arrived
         self.draft = b""  # the last draft of a stream that broke off
         self._price = price
@@ -3629,8 +3655,11 @@ class Tally:
         self.partial = self.draft = b""
         picture_cny = self._price.picture or 0.0
         certain = picture_cny * len(made.pictures)
-        possible = max(certain, token_cost(self._price, made.usage))
-        self.by_tokens = possible > certain
+        by_tokens = token_cost(self._price, made.usage)
+        asked = picture_cny * self._n  # all may be billed, though fewer could be had
+        possible = max(certain, asked, by_tokens)
+        self.by_tokens = by_tokens > max(certain, asked)
+        self.are_missing = asked > certain
         self._certain += certain
         self._possible += possible
 
@@ -3671,7 +3700,7 @@ def money(amount: float) -> str:
     return f"{amount:.2f} CNY"
 
 
-def cost_text(cost: Cost, failures: int, by_tokens: bool) -> str:
+def cost_text(cost: Cost, failures: int, by_tokens: bool, are_missing: bool = False) -> str:
     """about 1.00 CNY, possibly 2.00 with the attempt that failed"""
     if cost.certain is None or cost.possible is None:
         return "price unknown"
@@ -3683,6 +3712,8 @@ def cost_text(cost: Cost, failures: int, by_tokens: bool) -> str:
     reasons = []
     if by_tokens:
         reasons.append("by the tokens used")
+    if are_missing:
+        reasons.append("with the pictures that are missing")
     if failures == 1:
         reasons.append("with the attempt that failed")
     elif failures:
@@ -3791,7 +3822,8 @@ def call_with_retries(
             edge_px = next(edges, REFERENCE_EDGES_PX[-1])
             with contextlib.suppress(UsageError, Interrupted):  # the mask's file is gone
                 references, mask = smaller(args, references, edge_px)
-        STOP.wait(wait_s)
+        if STOP.wait(wait_s):
+            raise Interrupted("Interrupted.")
 
 
 def announce(args: Args, number: int, attempts: int) -> None:
@@ -3970,7 +4002,7 @@ def report(made: Generation, args: Args, target: Target, tally: Tally) -> None:
     """Say what was saved and what it cost, and warn of a shape that was not asked for."""
     count = len(made.paths)
     tokens = f"{made.tokens} tokens" if made.tokens else "tokens unknown"
-    cost = cost_text(tally.total, tally.failures, tally.by_tokens)
+    cost = cost_text(tally.total, tally.failures, tally.by_tokens, tally.are_missing)
     call = f"{made.elapsed_s:.1f} s, {tokens}, {cost}"
     for path, picture in zip(made.paths, made.pictures):
         width, height = picture.size

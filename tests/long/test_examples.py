@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from gateway import Gateway, Received, Reply
+from generate import ONBOARDING, ConfigError, QuotaError, UnavailableError
 from PIL import Image, ImageDraw
 from test_papers import ERRORS, ROOT, SPEC, Block, blocks, examples, failed
 
@@ -90,12 +92,18 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     return Reader(tmp_path_factory.mktemp("reader") / "mia")
 
 
+def put_scripts(paper: str, reader: Reader) -> None:
+    """The scripts of a paper, under the names in their first lines."""
+    for block in blocks(paper):
+        named = re.match(r"# (\w+\.\w+)\n", block.text)
+        if named:
+            (reader.shop / named[1]).write_text(block.text, encoding="utf-8")
+
+
 def rehearse(block: Block, pairs: list[tuple[str, str]], reader: Reader) -> list[str]:
     """What an example really prints, command by command."""
-    for other in blocks(block.paper):
-        named = re.match(r"# (\w+\.\w+)\n", other.text)
-        name = "example.py" if other == block else named and named[1]
-        (reader.shop / (name or "none")).write_text(other.text, encoding="utf-8")
+    put_scripts(block.paper, reader)
+    (reader.shop / "example.py").write_text(block.text, encoding="utf-8")
     is_trouble = block.paper == ERRORS or "series.sh" in block.text
     return reader.type([command for command, _ in pairs], is_trouble)
 
@@ -112,6 +120,35 @@ def test_example(block: Block, pairs: list[tuple[str, str]], reader: Reader) -> 
         ordered = [sorted(each) if engine else each for each in lines]
         assert ordered[0] == ordered[1]
     assert len(outputs) == len(pairs)
+
+
+LEFT_BEHIND = {  # by an earlier series: an error, and how the verdict on it begins
+    "billed": (UnavailableError("Silence."), "unavailable, ask the user first"),
+    "keyless": (ConfigError("No key.", ONBOARDING), "config, **This skill needs"),
+    "busy": (QuotaError("Too many.", retryable=True), "saved, 1.00 CNY"),
+    "killed": (None, "running or killed"),
+}
+
+
+def test_series_repeats_only_what_is_free(reader: Reader) -> None:
+    """A second bill, a last line that is lost, a verdict that dies on a killed run."""
+    put_scripts(SPEC, reader)
+    folder = reader.shop / "series"
+    folder.mkdir()
+    for name, (error, _) in LEFT_BEHIND.items():
+        text = json.dumps({"ok": False, "error": error.as_json()}) if error else ""
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    names = [*LEFT_BEHIND, "untried"]
+    lines = "\n".join(f"{name}\ta shoe" for name in names)
+    (reader.shop / "modules.tsv").write_text(lines, encoding="utf-8")
+    call = f"cd ~/shop && GENERATE={ROOT}/scripts/generate.py bash series.sh && python3 verdict.py"
+    (output,) = reader.type([call])
+    made = {path.stem for path in folder.glob("*.jpeg")}
+    assert made == {"busy", "untried"}
+    told = dict(line.split(": ", 1) for line in output.splitlines())
+    assert told.pop("untried") == "saved, 1.00 CNY"
+    for name, (_, verdict) in LEFT_BEHIND.items():
+        assert told[name].startswith(verdict)
 
 
 def test_chinese_quick_start(reader: Reader) -> None:
