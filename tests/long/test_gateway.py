@@ -64,7 +64,7 @@ def test_client_reads_image_streams(client: Any, kind: str) -> None:
         *drafts, final = client.images.generate(**options)
     assert [draft.partial_image_index for draft in drafts] == [0, 1]
     assert {draft.type for draft in drafts} == {f"{kind}.partial_image"}
-    assert (final.type, final.usage.output_tokens) == (f"{kind}.completed", 4096 + 2 * 100)
+    assert (final.type, final.usage.output_tokens) == (f"{kind}.completed", 1048 + 2 * 100)
     assert len({item.b64_json for item in (*drafts, final)}) == 3
 
 
