@@ -2800,8 +2800,8 @@ def exchange(request: Request, deadline: float) -> Answer:
     connect_by = min(deadline, started + CONNECT_TIMEOUT_S)
     time_s = max(POLL_S, deadline - started)
     thread = threading.Thread(target=converse, args=(request, answer, time_s), daemon=True)
-    thread.start()
     try:
+        thread.start()
         wait_for_answer(thread, request, answer, deadline, connect_by)
     finally:  # whatever ends the waiting, Ctrl-C in a library too: nothing more may be sent
         is_given_up = answer.end(TIME_IS_OVER)

@@ -117,11 +117,16 @@ GPT, UNPRICED = "--model gpt-image-2", "--model seedream-4"
 FREE, MAYBE = "] not billed", "] may have been billed: up to 1.00 CNY"
 TOKENS = used(prompt_tokens=1000, completion_tokens=4000)
 NO_INPUT = used(input_tokens=0, output_tokens=10**6)
+GONE = {"url": "http://127.0.0.1:1/gone.png"}
+HALF = Reply(body=bodies.listing(GONE, {"b64_json": bodies.b64(bodies.FINAL)}, usage={}))
+MISSING = "about 0.35 CNY, possibly 0.70 with the pictures that are missing"
+ABSURD = used(total_tokens=10**20, input_tokens=10**400)
 PARTLY = "about 1.00 CNY, possibly 2.00 with the attempt that failed"
 ENDS = {
     # what: replies, flags, exit code, kind, billed, cost for certain and at most, what is said
     "saved": ([picture], "", 0, None, "yes", 1, 1, ", about 1.00 CNY\n"),
     "saved n=3": ([picture], f"{GPT} --n 3", 0, None, "yes", 1.05, 1.05, ", about 1.05 CNY\n"),
+    "one of two": ([HALF], f"{GPT} --n 2", 0, None, "yes", 0.35, 0.7, f", {MISSING}\n"),
     "wrong key": ([KEY], "", 4, "auth", "no", 0, 0, FREE),
     "no credit": ([Reply(402)], "", 5, "quota", "no", 0, 0, FREE),
     "draft": ([DRAFT], "", 6, "unavailable", "maybe", 0, 1, MAYBE),
@@ -139,6 +144,7 @@ ENDS = {
     "R all": ([Reply(429), LATE, EMPTY], "", 9, "response", "yes", 1, 2, f"] billed: {PARTLY}"),
     # where the tokens come to more than the price
     "tokens": (TOKENS, GPT, 0, None, "yes", 0.35, 0.8179, ", possibly 0.82 by the tokens used\n"),
+    "absurd": (ABSURD, GPT, 0, None, "yes", 0.35, 0.35, ", about 0.35 CNY\n"),
     "zero": (NO_INPUT, GPT, 0, None, "yes", 0.35, 0.35, ", about 0.35 CNY\n"),
 }  # fmt: skip
 
@@ -331,6 +337,19 @@ def test_budget(shop: Shop, monkeypatch: Any, name: str) -> None:
         error = outcome.json["error"]
         assert (error["kind"], error["billed"], error["retryable"]) == ("budget", "no", False)
         assert error["possible_cost_cny"] == 0 and error["hint"]
+
+
+@pytest.mark.parametrize("status, billed, possible", [(429, "no", 0), (503, "maybe", 1)])
+def test_interrupt_before_the_next_attempt(
+    shop: Shop, monkeypatch: Any, status: int, billed: str, possible: int
+) -> None:
+    """It counts what was sent, and is not taken for a budget without room for another one."""
+    monkeypatch.setenv(BUDGET, "1.5")
+    monkeypatch.setattr(generate.STOP, "wait", lambda seconds: True)
+    outcome = shop.buy(Reply(status), references=1)
+    assert (outcome.code, outcome.json["error"]["billed"]) == (130, billed)
+    assert "Nothing was sent" not in outcome.err
+    assert shop.rows("attempts possible_cost_cny") == [[1, possible]]
 
 
 def test_message_of_the_budget(shop: Shop, monkeypatch: Any, start: Any) -> None:

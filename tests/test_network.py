@@ -115,6 +115,7 @@ UNREACHABLE = {  # base URL, further flags, what the message names
     "refused": ("http://127.0.0.1:1", (), "127.0.0.1"),
     "highest-port": ("http://127.0.0.1:65535", (), "127.0.0.1:65535"),
     "unknown-host": ("http://no-such-host.invalid", (), "no-such-host.invalid"),  # RFC 6761
+    "telling-path": ("http://127.0.0.1:1/ssl/proxy", (), "refused"),
     "proxy": ("http://gateway.invalid", ("--proxy", "http://u:pa55word@127.0.0.1:1"), "proxy"),
 }
 
@@ -127,6 +128,38 @@ def test_gateway_out_of_reach(
     ask.at(origin)
     error = ask.error("unavailable no True", "--reference-image", reference, *flags)
     assert named in error["message"] and "pa55word" not in json.dumps(error)
+
+
+def test_tls_server_that_hangs_up(ask: Asker, reference: Path) -> None:
+    """A balancer that is busy, not one that cannot be trusted: it is worth another try."""
+    with server(lambda connection: connection.recv(4096)) as origin:
+        ask.at(origin.replace("http", "https"))
+        error = ask.error("unavailable no True", "--reference-image", reference)
+    assert "broke off" in error["message"]
+
+
+@pytest.mark.parametrize("moment", ["start", "join"])
+def test_nothing_is_sent_after_an_interrupt(
+    gateway: Gateway, monkeypatch: Any, moment: str
+) -> None:
+    """Ctrl-C in a caller's program while the name is looked up: nobody would get the picture."""
+    importlib.import_module("requests")
+    resolve, act, go_on = socket.getaddrinfo, getattr(threading.Thread, moment), threading.Event()
+    senders: list[threading.Thread] = []
+
+    def interrupted(thread: threading.Thread, *_: object) -> None:
+        senders.append(thread)
+        if moment == "start":
+            act(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(socket, "getaddrinfo", lambda *each: go_on.wait() and resolve(*each))
+        patch.setattr(threading.Thread, moment, interrupted)
+        generate.generate_gemini("a cup")
+    go_on.set()
+    senders[0].join()
+    assert gateway.requests == []
 
 
 def test_connecting_gets_30_seconds_at_most(ask: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +257,7 @@ def test_answer_that_breaks_off(
     """Half a picture is on disk and named; when only the small print is missing, all is well."""
     body, end = body_of("gemini", usage={"filler": "x" * 3000})
     gateway.answer(cut(body, end - 4000), cut(body, end + 1500))
-    patience = 1.5 if cut is CUTS["silent"][0] else 30
+    patience = 1 if cut is CUTS["silent"][0] else 30
     saved = Path(ask.error(expected, timeout=patience)["saved_at"])
     assert [saved] == list(kept.iterdir()) and saved.suffix == ".png"
     assert FINAL.startswith(saved.read_bytes()) and len(saved.read_bytes()) > len(FINAL) - 3010
@@ -340,32 +373,23 @@ def test_link_that_fails(ask: Asker, gateway: Gateway, reference: Path, reply: A
     url = f"{gateway.origin}/media/x.jpg?Expires=1&Signature=a%2Bb%3D&k={'v' * 900}"
     gateway.answer(Reply(body=linked("openai", url)))
     gateway.answer_always(reply, path="/media")
-    error = ask.error("response yes", "--reference-image", reference, family="openai", timeout=2)
+    error = ask.error("response yes", "--reference-image", reference, family="openai", timeout=1)
     assert error["image_url"] == url
     call, *fetches = gateway.requests
     assert fetches[0].target == url[len(gateway.origin) :] and len(gateway.calls) == 1
     assert all(gateway.key not in str(fetch.headers) + fetch.target for fetch in fetches)
+    if reply is LINK_FAULTS["silent"]:  # slow storage, such as 12 s of 30, is not cut short
+        assert fetches[1].at - fetches[0].at > 0.5 * generate.FETCH_TIMEOUT_S
 
 
 def test_fetching_is_free_and_tried_again(ask: Asker, gateway: Gateway) -> None:
     """Up to 3 tries, of storage that is not consistent at once and breaks off."""
-    gateway.answer(Reply(body=linked("gemini", gateway.publish("x.png", FINAL))))
-    gateway.answer(Reply(404), Reply(body=FINAL, truncate=9000), path="/media")
+    gateway.answer(Reply(body=linked("gemini", f"{gateway.origin}/media/x.png")))
+    moved = redirect(f"{gateway.origin}/media//x@2x.png")
+    replies = Reply(404), Reply(body=FINAL, truncate=9000), moved, Reply(203, body=FINAL)
+    gateway.answer(*replies, path="/media")
     ask.picture()
-    assert len(gateway.requests) == 1 + 3
-
-
-@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
-def test_link_is_followed_without_the_key(ask: Asker, gateway: Gateway, status: int) -> None:
-    """Storage redirects are common; the key is for the gateway alone."""
-    with Gateway(key="sk-another-key-0123456789") as other:
-        there = other.publish("there.png", FINAL)
-        gateway.answer(Reply(body=linked("gemini", f"{gateway.origin}/media/here.png")))
-        gateway.answer(Reply(status, {"Location": there}), path="/media")
-        ask.picture()
-        (request,) = other.requests
-    assert gateway.key not in str(request.headers) + request.target
-    assert request.headers.get("Authorization") is None
+    assert gateway.requests[4].target == "/media//x@2x.png"
 
 
 def test_link_is_followed_to_a_relative_place(ask: Asker, gateway: Gateway) -> None:
@@ -376,25 +400,25 @@ def test_link_is_followed_to_a_relative_place(ask: Asker, gateway: Gateway) -> N
     ask.picture()
 
 
-@table("fault", {"missing": (Reply(404),), "silent": (Reply(hang="accept"),)})
-def test_some_links_fail(ask: Asker, gateway: Gateway, fault: Reply) -> None:
+@table("fault, of", {"missing": (Reply(404), "bad"), "silent": (Reply(hang="accept"), "bad-0")})
+def test_some_links_fail(ask: Asker, gateway: Gateway, fault: Reply, of: str) -> None:
     """What can be fetched is saved, even behind a silent one, and every other link is told."""
     bad = [f"{gateway.origin}/media/bad-{number}.png" for number in range(2)]
     good = gateway.publish("good.png", FINAL)
     gateway.answer(Reply(body=linked("openai", *bad, good)), Reply(body=linked("openai", *bad)))
-    gateway.answer_always(fault, path="/media/bad")
-    facts = ask.picture("--n", 3, family="openai", timeout=3)
+    gateway.answer_always(fault, path=f"/media/{of}")
+    facts = ask.picture("--n", 3, family="openai", timeout=1.5)
     assert len(facts["paths"]) == 1 and all(url in str(facts["warnings"]) for url in bad)
     Path("out.png").unlink()
-    assert ask.error("response yes", "--n", 2, family="openai", timeout=2)["image_urls"] == bad
+    assert ask.error("response yes", "--n", 2, family="openai", timeout=1)["image_urls"] == bad
 
 
 def test_link_has_a_time_of_its_own(ask: Asker, gateway: Gateway, monkeypatch: Any) -> None:
     """At least 30 s, whatever the call took: the picture is paid."""
     monkeypatch.setattr(generate, "FETCH_TIMEOUT_S", 30)
     gateway.answer(Reply(body=linked("gemini", gateway.publish("x.png", FINAL))))
-    gateway.answer_always(Reply(body=FINAL, delay=2.2), path="/media")
-    ask.picture(timeout=2)
+    gateway.answer_always(Reply(body=FINAL, delay=1.2), path="/media")
+    ask.picture(timeout=1)
 
 
 # --- Proxies and .netrc ---
@@ -435,16 +459,3 @@ def test_proxy_sees_nothing_under_tls(ask: Asker, authority: trustme.CA, variabl
     (head_,) = heads
     assert head_.startswith(b"CONNECT gateway.invalid:443 HTTP/1.")
     assert b"authorization" not in head_.lower()
-
-
-def test_environment_and_netrc_are_ignored(ask: Asker, gateway: Gateway) -> None:
-    """Local proxies leave ALL_PROXY=socks5://… behind; .netrc would replace the key."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"):
-        ask.setenv(name, "socks5://127.0.0.1:1")
-    netrc = Path.home() / ".netrc"
-    netrc.write_text("default login somebody password else\n")
-    ask.setenv("NETRC", str(netrc))
-    gateway.answer(Reply(body=linked("gemini", gateway.publish("x.png", FINAL))))
-    ask.picture()
-    keys = [request.headers.get_all("Authorization") for request in gateway.requests]
-    assert keys == [[f"Bearer {gateway.key}"], None]

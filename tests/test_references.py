@@ -86,13 +86,14 @@ def test_good_picture_arrives_as_it_is_meant(send: Send, name: str) -> None:
     assert image.size == pytest.approx([edge * scale for edge in size], abs=1)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_mask_lies_on_the_upright_picture(gateway: Gateway, run: Run, turn: int) -> None:
+def test_mask_lies_on_the_upright_picture(gateway: Gateway, run: Run, turn: int, kind: str) -> None:
     """All eight EXIF orientations: the mask has the size that a viewer shows, and is sent so."""
     mask = pictures.picture(400, 300, "RGBA")
-    Path("photo.jpg").write_bytes(pictures.orientation(turn))
+    Path("photo").write_bytes(pictures.orientation(turn, kind))
     Path("mask.png").write_bytes(mask)
-    flags = ["--model", GPT, "--reference-image", "photo.jpg", "--mask", "mask.png"]
+    flags = ["--model", GPT, "--reference-image", "photo", "--mask", "mask.png"]
     assert run("--prompt", "a cup", *flags).code == 0
     photo, sent = gateway.calls[0].files
     assert (opened(photo.data).size, sent.data) == ((400, 300), mask)

@@ -18,7 +18,7 @@ import pictures
 import pytest
 from conftest import MODELS, Run
 from gateway import Gateway, Received, Reply
-from PIL import Image
+from PIL import Image, ImageOps
 
 GPT = "gpt-image-2"
 PRO, FLASH = "gemini-3-pro-image-preview", "gemini-3.1-flash-image-preview"
@@ -248,6 +248,23 @@ def test_turned_picture_of_the_right_size(save: Run, flags: list[str]) -> None:
     facts = save(data, *flags, "--json", "--size", "auto", "--output", "cup.gif").json
     assert (facts["originals"], facts["warnings"], os.listdir()) == ([None], [], ["cup.gif"])
     assert (facts["width"], facts["height"]) == (160, 120)
+
+
+def test_memory_runs_out(save: Run, monkeypatch: Any) -> None:
+    """Enlarging may take more than there is: the paid picture is kept all the same."""
+    monkeypatch.setattr(ImageOps, "fit", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
+    error = save(PICTURE, *FITTED, "--json").json["error"]
+    assert (error["kind"], error["billed"]) == ("save", "yes")
+    assert Path(error["saved_at"]).read_bytes() == PICTURE
+
+
+def test_drive_that_does_not_exist(save: Run, monkeypatch: Any, tmp_path: Path) -> None:
+    r"""The parent of Z:\ is Z:\ itself, and there is nothing there."""
+    parent, climbed = os.path.dirname, iter(range(99))
+    drive = lambda path: path if str(path) == str(tmp_path) else parent(path)  # noqa: E731
+    monkeypatch.setattr(os.path, "dirname", drive)
+    monkeypatch.setattr(os.path, "lexists", lambda path: next(climbed) < 0)
+    assert save("--output", "new/cup.png", "--dry-run").code == 0
 
 
 # --- For callers who name pixels or a purpose ---

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 import generate
 import pytest
+from bodies import chat
 from conftest import MODELS, Outcome, Run, table
 from gateway import KEY, Gateway, Reply
 from pictures import picture
@@ -91,6 +92,7 @@ def test_redaction(gateway: Gateway, run: Run, echo: str) -> None:
     assert leaks(*shown(done), done.json) == []
 
 
+DRAFT = {"type": "image_generation.partial_image", "partial_image_index": 0}  # then it breaks off
 PLACES: dict[str, Any] = {  # exit code, and where a gateway puts what it echoes
     "401 message": (4, lambda x, g: Reply(401, body=failed(f"Incorrect key: {x}", code="api_key"))),
     "400 in halves": (7, lambda x, g: Reply(400, body=failed(x[19:], code=x[:19]))),
@@ -102,6 +104,8 @@ PLACES: dict[str, Any] = {  # exit code, and where a gateway puts what it echoes
     "reason phrase": (4, lambda x, g: Reply(raw=f"HTTP/1.1 401 {x}\r\n\r\n".encode())),
     "200 error": (4, lambda x, g: Reply(body=failed(x, code=401))),
     "200 words": (9, lambda x, g: Reply(body={"choices": [{"message": {"content": f"I am {x}"}}]})),
+    "200 long words": (9, lambda x, g: Reply(body=chat("word " * 5000 + f"{g.origin}/gone?k={x}"))),
+    "200 draft": (6, lambda x, g: Reply(events=[{**DRAFT, "url": f"{g.origin}/gone.png?k={x}"}])),
     "200 dead link": (9, lambda x, g: Reply(body={"data": [{"url": f"{g.origin}/gone.png?{x}"}]})),
     "usage": (0, lambda x, g: Reply(body={"data": [{"b64_json": B64}], "usage": {x: [x]}})),
 }
@@ -263,22 +267,22 @@ def wire(gateway: Gateway) -> list[str]:
 LINKS = ["{0}://{1}", "{0}://{1}?token={2}", "{0}://{2}@{1}", "{0}://{1}#{2}"]
 
 
-@pytest.mark.parametrize("redirected", [False, True])
+@pytest.mark.parametrize("redirected", [0, 300, 301, 302, 303, 307, 308])
 @pytest.mark.parametrize("form", LINKS)
 def test_result_elsewhere(
-    gateway: Gateway, run: Run, other: Gateway, form: str, redirected: bool
+    gateway: Gateway, run: Run, other: Gateway, form: str, redirected: int
 ) -> None:
     """'A result URL is fetched without the key', even when the gateway puts it into the link."""
     scheme, _, rest = other.publish("a.png", PNG).partition("://")
     link = form.format(scheme, rest, KEY)
-    gateway.answer(Reply(302, {"Location": link}), path="/media/one")
+    gateway.answer(Reply(redirected, {"Location": link}), path="/media/one")
     link = f"{gateway.origin}/media/one" if redirected else link
     headers = {"Set-Cookie": f"session={KEY}; Path=/"}
     gateway.answer(Reply(headers=headers, body={"data": [{"url": link}]}))
     done = run(*OPENAI)
     assert (done.code, len(other.requests)) == (0, 1)
     sent = [each for each in gateway.requests + other.requests if each.method == "GET"]
-    assert [each.headers["Authorization"] for each in sent] == [None] * (1 + redirected)
+    assert [each.headers["Authorization"] for each in sent] == [None] * (1 + bool(redirected))
     assert leaks(*shown(done), *wire(other)) == []
 
 
@@ -295,7 +299,8 @@ def test_environment(
     monkeypatch.setenv("NETRC", "netrc")
     for path in (Path("netrc"), Path.home() / ".netrc", Path.home() / "_netrc"):
         path.write_text(NETRC)
+    gateway.answer(Reply(body={"data": [{"url": gateway.publish("a.png", PNG)}]}))
     assert run(*OPENAI).code == run(*OPENAI, "--reference-image", reference).code == 0
     sent = [each.headers.get_all("Authorization") for each in gateway.requests]
-    assert (sent, other.requests) == ([[f"Bearer {KEY}"]] * 2, [])
+    assert (sent, other.requests) == ([[f"Bearer {KEY}"], None, [f"Bearer {KEY}"]], [])
     assert leaks(*wire(gateway)) == []
