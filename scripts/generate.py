@@ -781,7 +781,7 @@ WIRE_FAULTS = (
         r"CA certificate bundle",
         "the CA bundle that REQUESTS_CA_BUNDLE or SSL_CERT_FILE names cannot be read",
     ),
-    (r"EOF occurred|UNEXPECTED_EOF", "the connection broke off"),
+    (r"EOF occurred|UNEXPECTED_EOF|SSLZeroReturn", "the connection broke off"),
     (
         r"certificate|SSL",
         "TLS failed: the server does not use TLS, or its certificate is not trusted",
