@@ -241,3 +241,12 @@ def test_option_c_works_as_written(gateway: Gateway, run: Any, configure: Any) -
     facts = run(*ASK).json
     assert (facts["ok"], facts["key_source"]) == (True, KEYS[4])
     assert Path(os.path.expanduser(KEYS[4])).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_url_alone_is_looked_up_by_the_key_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """load_base_url() -> (url, source), without being told where the key comes from."""
+    monkeypatch.setenv("RENDER_API_KEY", "sk-render-0123456789")
+    with pytest.raises(generate.ConfigError, match="RENDER_API_KEY has no base URL"):
+        generate.load_base_url()
+    monkeypatch.setenv("OMNIMAAS_API_KEY", "sk-omni-0123456789")
+    assert generate.load_base_url() == (generate.DEFAULT_BASE_URL, "default")
