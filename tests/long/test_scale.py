@@ -95,6 +95,8 @@ class Shop:
             (self.folder / name).write_text(example(name), encoding="utf-8")
         path = f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}"
         self.environment = {**os.environ, "HOME": str(home), "PATH": path, "LC_ALL": "C.UTF-8"}
+        program = home / "product-shots-image-gen" / "scripts" / "generate.py"
+        self.environment["GENERATE"] = str(program)  # as the papers export it
         self.running: list[subprocess.Popen[str]] = []
 
     def order(self, jobs: int) -> None:
