@@ -990,13 +990,13 @@ def read_source(source: str) -> str:
         ) from None
 
 
-def known_keys() -> list[str]:
-    """Every key that is configured, in use or not."""
-    keys = []
+def known_keys(*in_use: str) -> list[str]:
+    """Every key that is in use or configured, each once."""
+    keys = list(in_use)
     for source in KEY_SOURCES:
         with contextlib.suppress(ConfigError):
             keys.append(read_source(source))
-    return [key for key in keys if key]
+    return list(dict.fromkeys(filter(None, keys)))
 
 
 def first_set(sources: Iterable[str]) -> tuple[str, str]:
@@ -2890,7 +2890,7 @@ def send(call: Call, target: Target, args: Args, deadline: float) -> Answer:
         proxy=args.proxy,
         limit_bytes=limit_bytes,
     )
-    keys = [target.key, *known_keys()]
+    keys = known_keys(target.key)
     try:
         answer = exchange(request, deadline)
         if 200 <= answer.status < 300:
@@ -3031,7 +3031,7 @@ def fetch_result(
     together must be done by the last deadline.
     raises: ResponseError with the whole link, Interrupted
     """
-    keys = [target.key, *known_keys()]
+    keys = known_keys(target.key)
     url = candidate.link
     now = time.monotonic()
     time_s = min(max(FETCH_TIMEOUT_S, deadline - now), last_deadline - now)
@@ -3848,7 +3848,7 @@ def call_once(
     answer = send(call, target, args, deadline)
     log.info("the answer has arrived")
     inbox = answer.inbox
-    tree = inbox.tree([target.key, *known_keys()])
+    tree = inbox.tree(known_keys(target.key))
     echoes = [reference.data for reference in references]
     last_deadline = max(deadline, time.monotonic()) + FETCH_TIMEOUT_S * args.n
 
@@ -3932,7 +3932,7 @@ def run(args: Args, target: Target, save: bool) -> Generation:
     started = time.monotonic()
     references, mask = prepare(args)
     warn_of_shape(args, references)
-    keys = [target.key, *known_keys()]
+    keys = known_keys(target.key)
     entry = Entry(record_of(args, target, keys), budget, keys)
     made = Generation([], {}, "", "")  # nothing so far
     failure: ImageGenError | None = None
@@ -4726,7 +4726,7 @@ def ask_for_models(target: Target, args: Args) -> list[str]:
     deadline = time.monotonic() + patience_s
     call = Call(f"{target.url}/models", {})
     answer = send(call, target, args, deadline)
-    return model_names(answer.inbox.tree([target.key, *known_keys()]))
+    return model_names(answer.inbox.tree(known_keys(target.key)))
 
 
 def model_names(tree: Any) -> list[str]:
