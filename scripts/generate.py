@@ -182,9 +182,10 @@ class ImageGenError(Exception):
         self.saved_at = saved_at
         self.draft_at: str | None = None
         self.attempts = 0
-        self.earlier_failures = 0  # attempts before the last that may have been billed
         self.cost_cny: float | None = 0.0
         self.possible_cost_cny: float | None = 0.0
+        self.bill = ""  # both in words, once a call was sent
+        self.usage: JsonObject = {}  # the tokens that the gateway reports
         self.timed_out = False  # the references get smaller before the next attempt
         self.retry_after_s = 0.0
         self.partial = b""  # what arrived of a picture
@@ -303,11 +304,11 @@ class PictureError(ValueError):
 
 
 class LinkError(Exception):
-    """Why a link gave nothing; `passing` when the same link may work later."""
+    """Why a link gave nothing; `is_temporary` when the same link may work later."""
 
-    def __init__(self, message: str, passing: bool = True) -> None:
+    def __init__(self, message: str, is_temporary: bool = True) -> None:
         super().__init__(message)
-        self.passing = passing
+        self.is_temporary = is_temporary
 
 
 class LedgerError(Exception):
@@ -319,7 +320,7 @@ def reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def heed_stop() -> None:
+def raise_if_interrupted() -> None:
     """Raise Interrupted before anything is sent, if an interrupt came."""
     if STOP.is_set():
         raise Interrupted("Interrupted.", "Nothing was sent.", billed="no")
@@ -337,6 +338,11 @@ class Model(NamedTuple):
     max_n: int
     typical: str  # how long a picture takes
     sizes: tuple[str, ...]  # square, landscape, portrait, others; WxH stands for any that fits
+
+    @property
+    def is_catalogued(self) -> bool:
+        """Whether it is known what a picture costs, and which sizes are refused."""
+        return self.price_cny is not None
 
     @property
     def takes_mask(self) -> bool:
@@ -378,10 +384,10 @@ class Args(NamedTuple):
     proxy: str | None = None
     stream: bool = False
     is_shaped: bool = False  # the caller chose a ratio, a size or pixels to fit
-    spelling: Mapping[str, str] = {}  # what the caller knows a field by, where that differs
+    labels: Mapping[str, str] = {}  # what the caller knows a field by, where that differs
 
-    def spelt(self, field: str) -> str:
-        return self.spelling.get(field, field)
+    def label(self, field: str) -> str:
+        return self.labels.get(field, field)
 
 
 class Target(NamedTuple):
@@ -616,6 +622,7 @@ LOSSLESS_FORMATS = ("PNG", "GIF", "BMP", "TIFF")
 GZIP_START = b"\x1f\x8b"
 SENT_FORMATS = ("PNG", "JPEG", "WEBP")
 EXTENSIONS = {".png": "PNG", ".jpeg": "JPEG", ".jpg": "JPEG"}  # those that need no look into Pillow
+TRANSPARENT_FORMATS = ("PNG", "WEBP", "GIF", "TIFF", "AVIF", "JPEG2000", "TGA")
 
 
 class Meaning(NamedTuple):
@@ -773,26 +780,44 @@ MEANINGS = (
 GATEWAYS_PLACE = r"(?i)(?!content$)((\w+\.)?error|((base_resp|output)\.)?\w+$)"
 QUOTED = r"(?<!\w)'[^']*'(?!\w)"  # Unknown parameter: 'thinking_budget_tokens'.
 
-# Exceptions of the wire in plain words. Their own text may quote headers and is never shown.
-TIME_IS_OVER = "the time allowed is over"
+
+class Fault(NamedTuple):
+    """Why a server's answer ended early."""
+
+    words: str
+    is_temporary: bool = True  # the same request may get further another time
+
+    def __str__(self) -> str:
+        return self.words
+
+
+TIME_IS_OVER = Fault("the time allowed is over")
+TOO_LONG = Fault("it is too long", is_temporary=False)
+BROKE_OFF = Fault("the connection broke off")
+# Exceptions of the wire, by their names and texts, which may quote headers and are never shown.
 WIRE_FAULTS = (
-    (r"resolv|getaddrinfo|name or service|nodename", "its name cannot be resolved"),
+    (r"resolv|getaddrinfo|name or service|nodename", Fault("its name cannot be resolved")),
     (
         r"CA certificate bundle",
-        "the CA bundle that REQUESTS_CA_BUNDLE or SSL_CERT_FILE names cannot be read",
+        Fault(
+            "the CA bundle that REQUESTS_CA_BUNDLE or SSL_CERT_FILE names cannot be read",
+            is_temporary=False,
+        ),
     ),
-    (r"EOF occurred|UNEXPECTED_EOF|SSLZeroReturn", "the connection broke off"),
+    (r"EOF occurred|UNEXPECTED_EOF|SSLZeroReturn", BROKE_OFF),
     (
         r"certificate|SSL",
-        "TLS failed: the server does not use TLS, or its certificate is not trusted",
+        Fault(
+            "TLS failed: the server does not use TLS, or its certificate is not trusted",
+            is_temporary=False,
+        ),
     ),
-    (r"SOCKS", "a SOCKS proxy needs the package PySocks"),
-    (r"proxy", "the proxy cannot be reached"),
+    (r"SOCKS", Fault("a SOCKS proxy needs the package PySocks", is_temporary=False)),
+    (r"proxy", Fault("the proxy cannot be reached")),
     (r"timed? ?out", TIME_IS_OVER),
-    (r"decompress", "its compression is broken"),
-    (r"refused", "connection refused"),
-    (r"more than \d+ bytes", "it is too long"),
-    (r"reset|broken pipe|closed|incomplete|disconnected|remote end", "the connection broke off"),
+    (r"decompress", Fault("its compression is broken")),
+    (r"refused", Fault("connection refused")),
+    (r"reset|broken pipe|closed|incomplete|disconnected|remote end", BROKE_OFF),
 )
 
 # Where in an answer a picture stands, by the names of the keys on the way to it.
@@ -910,21 +935,21 @@ def pieces_of(key: str) -> set[str]:
     return pieces
 
 
-def scrub(text: str, keys: Iterable[str]) -> str:
+def redact(text: str, keys: Iterable[str]) -> str:
     """A gateway's text without the keys: no 12 letters in a row of any spelling are left.
 
     A short key is taken out where it stands alone, so that links stay whole.
     """
     for key in filter(None, keys):
         if is_secret(key):
-            text = scrub_secret(text, key)
+            text = redact_long(text, key)
         else:
             alone = rf"(?<![\w/.=&?%-]){re.escape(key)}(?![\w/=&%-])"
             text = re.sub(alone, "[key]", text)
     return text
 
 
-def scrub_secret(text: str, key: str) -> str:
+def redact_long(text: str, key: str) -> str:
     """A text without a long key; unescaped only when something was found."""
     plain = re.sub(ESCAPED, lambda match: chr(int(match[1], 16)), text)
     lowered = plain.lower()
@@ -937,17 +962,17 @@ def scrub_secret(text: str, key: str) -> str:
     return re.sub(leaked, "[key]", plain)
 
 
-def clean(tree: Any, keys: Sequence[str], depth: int = MAX_DEPTH) -> Any:
+def redact_tree(tree: Any, keys: Sequence[str], depth: int = MAX_DEPTH) -> Any:
     """A gateway's JSON without the keys, as deep as it is looked at.
 
     This is the one door for what a gateway says. A text that is as long as a picture is only
     searched at its ends, which is all that is ever told or looked for links.
     """
     if isinstance(tree, str) and len(tree) <= 20_000:
-        return scrub(tree, keys)
+        return redact(tree, keys)
     if isinstance(tree, str):
         ends = (tree[:10_000], tree[-10_000:])
-        head, tail = (scrub(end, keys) for end in ends)
+        head, tail = (redact(end, keys) for end in ends)
         return tree if (head, tail) == ends else head + tree[10_000:-10_000] + tail
     if isinstance(tree, float) and not math.isfinite(tree):
         return None  # 1e999, which JSON cannot say again
@@ -956,14 +981,14 @@ def clean(tree: Any, keys: Sequence[str], depth: int = MAX_DEPTH) -> Any:
     if depth == 0:
         return None
     if isinstance(tree, list):
-        return [clean(item, keys, depth - 1) for item in tree]
+        return [redact_tree(item, keys, depth - 1) for item in tree]
     cleaned = {}
     for name, item in tree.items():
-        cleaned[scrub(name, keys)] = clean(item, keys, depth - 1)
+        cleaned[redact(name, keys)] = redact_tree(item, keys, depth - 1)
     return cleaned
 
 
-def blot(text: str, keys: Iterable[str]) -> str:
+def redact_whole(text: str, keys: Iterable[str]) -> str:
     """The last guard of everything that leaves the program: whole keys are blotted out."""
     for key in filter(is_secret, keys):
         as_json = json.dumps(key)[1:-1]
@@ -1021,8 +1046,9 @@ def load_api_key(given: str | None = None) -> tuple[Key, str]:
         if mode & 0o077:
             warn("the key file %s can be read by others; type: chmod 600 %s", source, source)
     if not isinstance(key, str) or not re.fullmatch(r"[!-~]+", key):
+        fault = "is not printable ASCII without spaces" if key else "is empty"
         raise ConfigError(
-            f"The key from {source} is not printable ASCII without spaces.",
+            f"The key from {source} {fault}.",
             "Copy the key again, without any other characters.",
         )
     return Key(key), source
@@ -1053,7 +1079,7 @@ def check_url(url: str, source: str) -> str:
     """The URL itself; raises ConfigError, and warns when the key would travel unencrypted."""
     shown = ""
     if "@" not in url:  # else it may hold a password
-        shown = f" {scrub(url, known_keys())!r}"
+        shown = f" {redact(url, known_keys())!r}"
     for endpoint in ENDPOINTS.values():
         if url.endswith(endpoint):
             raise ConfigError(
@@ -1272,8 +1298,7 @@ def check_size(model: Model, size: str) -> str:
     width, height = pixels_of(size)
     if size in model.sizes and size != "WxH":
         return size
-    is_catalogued = model.price_cny is not None  # of other models nobody knows what they refuse
-    if width and not is_catalogued:
+    if width and not model.is_catalogued:
         return size
     if "WxH" in model.sizes and is_free_size(width, height):
         return size
@@ -1336,14 +1361,16 @@ def check_texts(args: Args) -> None:
 
 def bad_value(args: Args, field: str, hint: str) -> UsageError:
     value = getattr(args, field)
-    return UsageError(f"The value of {args.spelt(field)}, {value!r}, is not valid.", hint)
+    return UsageError(f"The value of {args.label(field)}, {value!r}, is not valid.", hint)
 
 
 def check_shape(args: Args) -> None:
     if args.aspect_ratio not in (None, *OPENAI_SIZE_BY_RATIO):
+        meant = re.sub(r"[x×/：]", ":", str(args.aspect_ratio))
+        question = f"Did you mean {meant}? " if meant in OPENAI_SIZE_BY_RATIO else ""
         raise UsageError(
             f"The aspect ratio {args.aspect_ratio!r} is not supported.",
-            f"Use one of {', '.join(OPENAI_SIZE_BY_RATIO)}.",
+            f"{question}Use one of {', '.join(OPENAI_SIZE_BY_RATIO)}.",
         )
     if args.fit is None:
         return
@@ -1363,7 +1390,7 @@ def check_numbers(args: Args, model: Model) -> None:
         raise bad_value(args, "timeout", "Use a number of seconds above 0, at most 86400.")
     if model.family == "gemini":
         return  # it makes one picture, whatever n is
-    n, stream = args.spelt("n"), args.spelt("stream")
+    n, stream = args.label("n"), args.label("stream")
     if args.n > model.max_n:
         raise UsageError(
             f"The value of {n} is {args.n}.",
@@ -1378,7 +1405,7 @@ def check_numbers(args: Args, model: Model) -> None:
 
 def check_pictures(args: Args, model: Model) -> None:
     count = len(args.reference_images)
-    references, mask = args.spelt("reference_images"), args.spelt("mask")
+    references, mask = args.label("reference_images"), args.label("mask")
     if count > model.max_references:
         most = model.max_references or "none"
         raise UsageError(
@@ -1405,7 +1432,7 @@ def check_pictures(args: Args, model: Model) -> None:
 
 
 def check_request(args: Args) -> None:
-    params, output = args.spelt("params"), args.spelt("output")
+    params, output = args.label("params"), args.label("output")
     if not isinstance(args.params, Mapping):
         raise UsageError(
             f"{params} is not a mapping.",
@@ -1420,7 +1447,7 @@ def check_request(args: Args) -> None:
         if name in ARGUMENT_OF_PARAM:
             raise UsageError(
                 f"The parameter {name!r} cannot be set with {params}.",
-                f"Use {args.spelt(ARGUMENT_OF_PARAM[name])} instead.",
+                f"Use {args.label(ARGUMENT_OF_PARAM[name])} instead.",
             )
     try:
         text = json.dumps(dict(args.params), allow_nan=False, ensure_ascii=False)
@@ -1473,7 +1500,7 @@ def validate_args(args: Args) -> Args:
             f"The family {args.family!r} is not known.",
             "Use openai or gemini.",
         )
-    model = find_model(name, args.family, args.spelt("family"))
+    model = find_model(name, args.family, args.label("family"))
     args = args._replace(
         model=model.name,
         family=model.family,
@@ -1499,7 +1526,7 @@ def validate_args(args: Args) -> Args:
 def shape_for_openai(args: Args, model: Model) -> Args:
     """Fill in the size that the model is asked for."""
     if args.size and args.aspect_ratio:
-        size, ratio = args.spelt("size"), args.spelt("aspect_ratio")
+        size, ratio = args.label("size"), args.label("aspect_ratio")
         warn("%s %s wins over %s %s", size, args.size, ratio, args.aspect_ratio)
         args = args._replace(aspect_ratio=None)
     if args.fit and not args.aspect_ratio and args.size is None:
@@ -1512,10 +1539,10 @@ def shape_for_openai(args: Args, model: Model) -> Args:
 def shape_for_gemini(args: Args) -> Args:
     """Fill in the ratio that `fit` needs, and take out what the model has no field for."""
     if args.n != 1:
-        warn("%s ignores %s: it makes one picture", args.model, args.spelt("n"))
+        warn("%s ignores %s: it makes one picture", args.model, args.label("n"))
     if args.size is not None:
-        ratio = args.spelt("aspect_ratio")
-        warn("%s ignores %s: use %s", args.model, args.spelt("size"), ratio)
+        ratio = args.label("aspect_ratio")
+        warn("%s ignores %s: use %s", args.model, args.label("size"), ratio)
     if args.fit and not args.aspect_ratio:
         args = args._replace(aspect_ratio=nearest_ratio(pixels_of(args.fit)))
     return args._replace(n=1, size=None)
@@ -1831,7 +1858,7 @@ def name_of(source: ReferenceLike) -> str:
 @contextlib.contextmanager
 def bytes_of(source: ReferenceLike, what: str, hint: str) -> Iterator[bytes]:
     """The bytes of a caller's picture; what is wrong with them is a UsageError that names it."""
-    heed_stop()
+    raise_if_interrupted()
     try:
         yield source if isinstance(source, bytes) else read_file(source)
     except (OSError, ValueError) as error:
@@ -1900,13 +1927,12 @@ def remade(image: Any, name: str) -> Picture:
     """A standardised image as a file to be saved."""
     from PIL import Image
 
-    if name != "JPEG":
-        return Picture(encode(image, name), name, image.size)
-    if image.mode == "RGBA":
-        warn("JPEG has no transparency: transparent areas become white")
+    if image.mode == "RGBA" and name not in TRANSPARENT_FORMATS:
+        warn("%s has no transparency: transparent areas become white", name)
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
-    return Picture(encode(image, name, quality=SAVED_JPEG_QUALITY), name, image.size)
+    options = {"quality": SAVED_JPEG_QUALITY} if name == "JPEG" else {}
+    return Picture(encode(image, name, **options), name, image.size)
 
 
 def fitted(picture: Picture, width: int, height: int, name: str) -> Picture:
@@ -1944,7 +1970,7 @@ def warn_of_shape(args: Args, references: Sequence[Reference]) -> None:
     width, height = size
     cut = part_cut(width / height, shape_of(args.size or DEFAULT_SIZE))
     if cut > RATIO_TOLERANCE:
-        flag = f"{args.spelt('aspect_ratio')} {nearest_ratio(size)}"
+        flag = f"{args.label('aspect_ratio')} {nearest_ratio(size)}"
         text = "the reference is %dx%d and the picture will be %s; to keep its shape add %s"
         warn(text, width, height, args.size, flag)
 
@@ -1997,18 +2023,18 @@ class Inbox:
             self._take_line(bytes(self.body).strip(b"\r"))
             self._take_data()
             self.body.clear()
-            self.draft = clean(self.draft, keys)
+            self.draft = redact_tree(self.draft, keys)
             words = {"content": "".join(self._texts)}
-            return clean([*self.events, words], keys)
+            return redact_tree([*self.events, words], keys)
         if sniff_format(self.body):  # a picture and nothing else
             self.body[:] = base64.b64encode(self.body)
         text = self.body.decode(json.detect_encoding(self.body), "replace")
         text = text.strip("\ufeff\0 \t\r\n")
         self.body.clear()  # a large answer would stand in memory twice
         try:
-            return clean(json.loads(text), keys)
+            return redact_tree(json.loads(text), keys)
         except (ValueError, RecursionError):
-            return clean(text, keys)
+            return redact_tree(text, keys)
 
     def _decide(self) -> None:
         start = bytes(self.body[:20])  # of a data URL, too, which is no stream
@@ -2021,6 +2047,10 @@ class Inbox:
         elif field == b"event":
             self._end_event()
             self._event_name = value.decode("utf-8", "replace").strip()
+        elif field == b"data" and value[:20].strip() == b"[DONE]":
+            self._end_event()
+            self.is_finished = self.is_finished or not self.has_failed
+            self.is_over = True
         elif field == b"data" or line.startswith(b"{"):  # some leave the field's name out
             self._data.append(value if field == b"data" else line)
             if len(self._data) == 1:  # most events are one line, and some gateways end them so
@@ -2040,14 +2070,8 @@ class Inbox:
 
     def _take_data(self) -> None:
         """Read the event's data so far as JSON, if it is that already."""
-        data = b"\n".join(self._data)
-        if data[:20].strip() == b"[DONE]":
-            self.is_finished = self.is_finished or not self.has_failed
-            self.is_over = True
-            self._data.clear()
-            return
         try:
-            event = json.loads(data)
+            event = json.loads(b"\n".join(self._data))
         except (ValueError, RecursionError):
             return  # more lines may complete it
         self._data.clear()
@@ -2121,7 +2145,7 @@ def parse_body(body: Any) -> Any:
     if isinstance(body, str):
         body = body.encode("utf-8", "replace")
     if not isinstance(body, (bytes, bytearray)):
-        return clean(body, ())
+        return redact_tree(body, ())
     inbox = Inbox()
     inbox.feed(bytes(body))
     return inbox.tree()
@@ -2304,7 +2328,7 @@ def arrange(candidates: Sequence[Candidate], family: str) -> list[Reading]:
 Fetch = Callable[[Candidate], Picture]
 
 
-class Take:
+class Retrieval:
     """What comes of looking for pictures in an answer.
 
     echoes  the references as they were sent: a gateway that returns one has made nothing
@@ -2321,7 +2345,7 @@ class Take:
         self._fetch = fetch
         self._links_left = MAX_LINKS
 
-    def take_all(self, candidates: Sequence[Candidate], family: str) -> None:
+    def run(self, candidates: Sequence[Candidate], family: str) -> None:
         """Decode candidates until a reading has a picture; raises Interrupted before the first.
 
         Where a likely picture fails, a draft may stand in for it, but nothing less likely.
@@ -2330,9 +2354,9 @@ class Take:
             if self.pictures or (self.faults and reading.rank > 1):
                 return
             for alternatives in reading.pictures:
-                self._take_one(alternatives)
+                self._retrieve(alternatives)
 
-    def _take_one(self, alternatives: Sequence[Candidate]) -> None:
+    def _retrieve(self, alternatives: Sequence[Candidate]) -> None:
         for candidate in alternatives:
             try:
                 picture = self._open(candidate)
@@ -2377,7 +2401,7 @@ def read_answer(
     echoes: Sequence[bytes],
     fetch: Fetch,
 ) -> tuple[list[Picture], JsonObject]:
-    """All pictures of a successful answer, and its usage; see `Take` for echoes and fetch.
+    """All pictures of a successful answer, and its usage; see `Retrieval` for echoes and fetch.
 
     raises: ResponseError, or the error that the answer amounts to
     """
@@ -2387,37 +2411,37 @@ def read_answer(
     is_refusal = opens_as_refusal(tree) or (args.n == 1 and refusal_in(tree))
     if is_refusal and not has_bytes:  # its links lead to policies, not to a picture
         classify_response_error(family, tree)
-    take = Take(args.n, echoes, fetch)
-    take.take_all(candidates, family)
-    if not take.pictures and not take.faults:
+    retrieval = Retrieval(args.n, echoes, fetch)
+    retrieval.run(candidates, family)
+    if not retrieval.pictures and not retrieval.faults:
         classify_response_error(family, tree)
-    if not take.pictures:
-        raise lost_picture(take, tree)
-    if len(take.pictures) < args.n:
-        warn("the gateway made %d of the %d pictures asked for", len(take.pictures), args.n)
-    if take.faults:
-        faults = as_sentence("; ".join(take.faults))
-        lost = " ".join([faults, *take.links])
+    if not retrieval.pictures:
+        raise lost_picture_error(retrieval, tree)
+    if len(retrieval.pictures) < args.n:
+        warn("the gateway made %d of the %d pictures asked for", len(retrieval.pictures), args.n)
+    if retrieval.faults:
+        faults = as_sentence("; ".join(retrieval.faults))
+        lost = " ".join([faults, *retrieval.links])
         text = "the most likely picture could not be retrieved, so another one is used: %s"
         warn("a picture could not be retrieved: %s" if args.n > 1 else text, lost)
-    return take.pictures, find_usage(tree)
+    return retrieval.pictures, find_usage(tree)
 
 
-def lost_picture(take: Take, tree: Any) -> ResponseError:
+def lost_picture_error(retrieval: Retrieval, tree: Any) -> ResponseError:
     """The error of an answer whose picture is paid for and in nobody's hands."""
     what = "The gateway's picture"
     tasks = task_ids(tree)
     if tasks:
         what += f" of the task {one_line(tasks[0])}"
     hint = ""
-    if take.links:
-        hint = f"It has been paid for. Download it soon by other means: {' '.join(take.links)}"
+    if retrieval.links:
+        hint = f"It has been paid for. Download it soon by other means: {' '.join(retrieval.links)}"
     error = ResponseError(
-        f"{what} could not be retrieved: {'; '.join(take.faults)}.",
+        f"{what} could not be retrieved: {'; '.join(retrieval.faults)}.",
         hint,
-        image_urls=take.links,
+        image_urls=retrieval.links,
     )
-    error.partial = take.partial
+    error.partial = retrieval.partial
     return error
 
 
@@ -2577,12 +2601,12 @@ def classify_response_error(family: str, body: Any) -> NoReturn:
     found_links = [found.link for found in find_candidates(tree) if found.link]
     links = list(dict.fromkeys(found_links))  # each once
     if isinstance(error, ResponseError):  # the gateway says nothing of an error
-        raise no_image(tree, links)
+        raise no_image_error(tree, links)
     error.image_urls = links
     raise error
 
 
-def no_image(tree: Any, links: Sequence[str]) -> ImageGenError:
+def no_image_error(tree: Any, links: Sequence[str]) -> ImageGenError:
     """The error of an answer that speaks of no error and holds no picture either."""
     refusal = refusal_in(tree)
     if refusal:
@@ -2649,7 +2673,7 @@ class Answer:
         self.status = 0  # none has arrived yet
         self.headers: Mapping[str, str] = {}
         self.inbox = Inbox(note_draft)
-        self.fault = ""  # why the answer ended early, "" when it is whole
+        self.fault: Fault | None = None  # why it ended early; None when it is whole
         self.is_sent = False  # some of the request's body has gone out
         self._has_ended = False
         self._lock = threading.Lock()
@@ -2668,7 +2692,7 @@ class Answer:
             self.inbox.feed(chunk)
             return not self.inbox.is_over
 
-    def end(self, fault: str) -> bool:
+    def end(self, fault: Fault | None) -> bool:
         """End the answer, unless it has ended already; returns whether this was its end."""
         with self._lock:
             if self._has_ended:
@@ -2728,7 +2752,7 @@ def converse(request: Request, answer: Answer, time_s: float) -> None:
             prepared.headers["Authorization"] = f"Bearer {request.key}"
         return prepared
 
-    fault = ""
+    fault = None
     try:
         with open_session(request.proxy) as session:
             body = None if request.data is None else Body(request.data, answer)
@@ -2749,7 +2773,8 @@ def converse(request: Request, answer: Answer, time_s: float) -> None:
             for chunk in chunks_of(response):
                 size += len(chunk)
                 if size > limit_bytes:
-                    raise ValueError(f"more than {limit_bytes} bytes")
+                    fault = TOO_LONG
+                    break
                 if not answer.take_in(chunk):
                     break
     except Exception as error:  # requests, urllib3, http.client, ssl and zlib each have their own
@@ -2778,14 +2803,14 @@ def chunks_of(response: Any) -> Iterator[bytes]:
         raise ValueError("closed")
 
 
-def wire_fault(error: Exception) -> str:
-    """What an exception of the wire means in plain words."""
+def wire_fault(error: Exception) -> Fault:
+    """What an exception of the wire means."""
     name = type(error).__name__
     text = re.sub(r"host='[^']*'|url: \S+", "", f"{name} {error}")  # their words mean nothing
-    for pattern, words in WIRE_FAULTS:
+    for pattern, fault in WIRE_FAULTS:
         if re.search(pattern, text, re.I):
-            return words
-    return name
+            return fault
+    return Fault(name)
 
 
 def exchange(request: Request, deadline: float) -> Answer:
@@ -2809,7 +2834,7 @@ def exchange(request: Request, deadline: float) -> Answer:
         billed = "maybe" if answer.is_sent else "no"
         raise Interrupted("Interrupted.", billed=billed)
     if not answer.status:
-        raise silence(request, answer)
+        raise no_answer_error(request, answer)
     return answer
 
 
@@ -2827,18 +2852,19 @@ def wait_for_answer(
         thread.join(min(POLL_S, rest_s))
 
 
-def silence(request: Request, answer: Answer) -> UnavailableError:
+def no_answer_error(request: Request, answer: Answer) -> UnavailableError:
     """The error of a request that was not answered at all."""
     host = re.split("[/?#]", request.url)[2].rpartition("@")[2]
+    fault = answer.fault
     if not answer.is_sent:
         return UnavailableError(
-            f"{host} cannot be reached: {answer.fault}.",
+            f"{host} cannot be reached: {fault}.",
             "Check the network, the base URL and the proxy.",
             billed="no",
-            retryable=not re.search("TLS|SOCKS|CA bundle", answer.fault),
+            retryable=fault is None or fault.is_temporary,
         )
-    error = UnavailableError(f"{host} gave no answer: {answer.fault}.")
-    if answer.fault == TIME_IS_OVER:
+    error = UnavailableError(f"{host} gave no answer: {fault}.")
+    if fault == TIME_IS_OVER:
         error.timed_out = True
         error.hint = "Allow more time, with --timeout on the command line."
     return error
@@ -2846,7 +2872,7 @@ def silence(request: Request, answer: Answer) -> UnavailableError:
 
 def better_hint(error: ImageGenError, args: Args, target: Target) -> str:
     """A hint that knows what was asked, and of whom."""
-    stream = args.spelt("stream")
+    stream = args.label("stream")
     names_stream = re.search(r"(?i)\bstream|partial_images|流式", error.message)
     if args.stream and isinstance(error, RejectedError) and names_stream:
         return f"Leave {stream} out: this gateway does not stream this model's pictures."
@@ -2879,7 +2905,7 @@ def encode_call(call: Call) -> tuple[bytes | None, str | None]:
 
 def send(call: Call, target: Target, args: Args, deadline: float) -> Answer:
     """Make a call; raises the ImageGenError of an answer that is no success, and of none."""
-    heed_stop()
+    raise_if_interrupted()
     data, content_type = encode_call(call)
     limit_bytes = MAX_ANSWER_BYTES * max(args.n, 3)  # drafts come along
     request = Request(
@@ -2895,7 +2921,7 @@ def send(call: Call, target: Target, args: Args, deadline: float) -> Answer:
         answer = exchange(request, deadline)
         if 200 <= answer.status < 300:
             return answer
-        headers = {name: scrub(text, keys) for name, text in answer.headers.items()}
+        headers = {name: redact(text, keys) for name, text in answer.headers.items()}
         tree = answer.inbox.tree(keys)
         handle_http_error(args.family or "", answer.status, tree, headers)
     except ImageGenError as error:
@@ -2911,11 +2937,11 @@ def check_address(request: Request, is_from_public: bool) -> bool:
     """
     addresses = resolve(request)
     if any(address.is_link_local for address in addresses):
-        raise LinkError("its address is link-local, which is refused", passing=False)
+        raise LinkError("its address is link-local, which is refused", is_temporary=False)
     is_public = all(address.is_global for address in addresses)
     if is_from_public and not is_public:
         fault = "it redirects from a public host to a private one, which is refused"
-        raise LinkError(fault, passing=False)
+        raise LinkError(fault, is_temporary=False)
     return is_public
 
 
@@ -2925,11 +2951,12 @@ def resolve(request: Request) -> list[Any]:
     With a proxy there may be none: a name that is unknown here is the proxy's to judge.
     """
     import socket
-    from urllib.parse import urlsplit
+
+    from urllib3.util import parse_url  # what is connected to is read by it, too
 
     try:
-        parts = urlsplit(request.url)
-        rows = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
+        host = str(parse_url(request.url).host).strip("[]")
+        rows = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, ValueError):
         if request.proxy:
             return []
@@ -2951,9 +2978,9 @@ def join_link(base: str, link: str, keys: Sequence[str]) -> str:
 
     without_user = re.sub(r"^(\w+:)?//[^/@]*@", r"\1//", link)
     try:
-        return scrub(urljoin(base, without_user), keys)
+        return redact(urljoin(base, without_user), keys)
     except ValueError:
-        raise LinkError("it is malformed", passing=False) from None
+        raise LinkError("it is malformed", is_temporary=False) from None
 
 
 def fetch_once(request: Request, deadline: float, keys: Sequence[str], is_reference: bool) -> bytes:
@@ -2961,7 +2988,7 @@ def fetch_once(request: Request, deadline: float, keys: Sequence[str], is_refere
     is_public = False
     for _ in range(1 + MAX_REDIRECTS):
         if not re.match("(?i)https?://", request.url):
-            raise LinkError("it is not an http or https address", passing=False)
+            raise LinkError("it is not an http or https address", is_temporary=False)
         if is_reference:
             is_public = check_address(request, is_public)
         try:
@@ -2981,14 +3008,13 @@ def fetch_once(request: Request, deadline: float, keys: Sequence[str], is_refere
 def whole_body(answer: Answer, limit_bytes: int) -> bytes:
     """What a link led to; raises LinkError unless all of it arrived."""
     status = answer.status
-    fault = f"the server answered {status} {answer.fault}".strip()
     if not 200 <= status < 300:
-        may_pass = status >= 500 or status in (408, 425, 429)
-        raise LinkError(fault, may_pass)
-    if "too long" in answer.fault:
-        raise LinkError(f"it is larger than {limit_bytes} bytes", passing=False)
+        is_temporary = status >= 500 or status in (408, 425, 429)
+        raise LinkError(f"the server answered {status}", is_temporary)
+    if answer.fault == TOO_LONG:
+        raise LinkError(f"it is larger than {limit_bytes} bytes", is_temporary=False)
     if answer.fault:
-        raise LinkError(fault)
+        raise LinkError(f"its answer is not whole: {answer.fault}")
     return bytes(answer.inbox.body)
 
 
@@ -3012,7 +3038,7 @@ def fetch(
         try:
             return fetch_once(request, now + share_s, keys, is_reference)
         except LinkError as error:
-            if number == tries or (is_reference and not error.passing):
+            if number == tries or (is_reference and not error.is_temporary):
                 raise
             wait_s = RETRY_WAITS_S[number - 1]
             if time.monotonic() + wait_s >= deadline:
@@ -3072,7 +3098,7 @@ def fetch_reference(url: str, args: Args) -> bytes:
         return fetch(request, FETCH_TIMEOUT_S, known_keys(), is_reference=True)
     except LinkError as error:
         fault = f"The reference {shown} cannot be fetched: {error}."
-        if error.passing:
+        if error.is_temporary:
             raise UnavailableError(fault, "Try again later.", billed="no") from None
         raise UsageError(fault, "Check the link, or save the picture and give its path.") from None
 
@@ -3134,9 +3160,13 @@ def format_of(extension: str) -> str:
         return EXTENSIONS[extension]
     from PIL import Image
 
+    size = (300, 200)
     try:
         name = Image.registered_extensions()[extension]
-        encode(Image.new("RGB", (16, 16)), name)  # not every registered format can be written
+        data = encode(Image.new("RGB", size), name)  # not every registered format can be written
+        with Image.open(io.BytesIO(data)) as image:
+            if image.size != size:
+                raise ValueError("an icon holds other sizes than were asked for")
         return name
     except Exception:
         fault = f"The extension {extension!r} is not a picture format that can be written."
@@ -3224,10 +3254,20 @@ def save_one(picture: Picture, path: str, place: Place, fit: str | None) -> Save
     final = final._replace(link=picture.link)
     if not fit or picture.size == final.size:
         return Saved(Path(path), None, final)
+    return Saved(Path(path), keep_original(picture, path), final)
+
+
+def keep_original(picture: Picture, path: str) -> Path | None:
+    """Store what the gateway sent beside the picture that was made of it."""
     stem = os.path.splitext(path)[0]
     beside = f"{stem}-original.{picture.format.lower()}"
-    original = store(picture.data, beside, is_new=True)
-    return Saved(Path(path), Path(original), final)
+    try:
+        return Path(store(picture.data, beside, is_new=True))
+    except OSError as error:
+        kept = keep_elsewhere(picture.data)
+        text = "the original of %s could not be stored beside it: %s; it is kept %s"
+        warn(text, path, reason(error), f"at {kept}" if kept else "nowhere")
+        return Path(kept) if kept else None
 
 
 def save_all(made: Generation, place: Place, fit: str | None = None) -> None:
@@ -3253,7 +3293,7 @@ def save_all(made: Generation, place: Place, fit: str | None = None) -> None:
         made.originals.append(saved.original)
         made.pictures[number - 1] = saved.picture
         judged = picture if saved.original else saved.picture  # a simple one of 320x320 is small
-        small = small or too_small(judged, saved.path)
+        small = small or small_picture_error(judged, saved.path)
     if fault:
         others = "".join(f"; saved: {path}" for path in made.paths)
         kept_files = filter(os.path.exists, kept)
@@ -3267,7 +3307,7 @@ def save_all(made: Generation, place: Place, fit: str | None = None) -> None:
         raise small
 
 
-def too_small(picture: Picture, path: Path) -> ResponseError | None:
+def small_picture_error(picture: Picture, path: Path) -> ResponseError | None:
     """The error of a picture that cannot be a real one."""
     size = len(picture.data)
     if size > MIN_IMAGE_BYTES:
@@ -3436,7 +3476,7 @@ class Entry:
         self._record = record
         self._keys = keys
         self._budget = budget
-        self._path = ledger_path()
+        self._path = ledger_path()  # None when nothing is noted: it is off, or cannot be opened
         self._id: int | None = None
         self._started = now_utc()
 
@@ -3462,10 +3502,8 @@ class Entry:
         try:
             with open_ledger(self._path) as connection:
                 self._check_budget(connection, call_cny, attempt_cny or 0.0)
-                if self._id is None:
-                    self._insert(connection, row)
-                else:
-                    self._update(connection, row)
+                row_id = self._write(connection, row)
+            self._id = row_id  # not before it is committed
         except LedgerError as error:
             if self._id is None:  # else the end of the call is another chance
                 self._path = None
@@ -3477,7 +3515,7 @@ class Entry:
             return
         try:
             with open_ledger(self._path) as connection:
-                self._update(connection, outcome)
+                self._write(connection, outcome)
         except LedgerError as error:
             warn("the outcome of the call could not be written to the ledger: %s", error)
 
@@ -3507,7 +3545,14 @@ class Entry:
             f"The day ends at {ends}; before that only the user should raise {BUDGET_VARIABLE}.",
         )
 
-    def _insert(self, connection: sqlite3.Connection, row: Row) -> None:
+    def _write(self, connection: sqlite3.Connection, row: Row) -> int | None:
+        """Make the call's row, or change it; returns its id."""
+        if self._id is not None:
+            values = as_columns(row, self._keys)
+            settings = ", ".join(f"{name} = ?" for name in values)
+            statement = f"UPDATE calls SET {settings} WHERE id = ?"
+            connection.execute(statement, [*values.values(), self._id])
+            return self._id
         start = {
             "started": self._started,
             "kind": "running",
@@ -3518,14 +3563,7 @@ class Entry:
         names = ", ".join(values)
         marks = ", ".join("?" * len(values))
         statement = f"INSERT INTO calls ({names}) VALUES ({marks})"
-        cursor = connection.execute(statement, list(values.values()))
-        self._id = cursor.lastrowid
-
-    def _update(self, connection: sqlite3.Connection, row: Row) -> None:
-        values = as_columns(row, self._keys)
-        settings = ", ".join(f"{name} = ?" for name in values)
-        statement = f"UPDATE calls SET {settings} WHERE id = ?"
-        connection.execute(statement, [*values.values(), self._id])
+        return connection.execute(statement, list(values.values())).lastrowid
 
     def _complain(self, error: LedgerError) -> None:
         if self._budget is not None:
@@ -3543,7 +3581,7 @@ def as_columns(row: Row, keys: Sequence[str]) -> dict[str, Any]:
             value = json.dumps(value, ensure_ascii=False)
         if isinstance(value, str):  # a path may have bytes that are no UTF-8
             text = value.encode("utf-8", "backslashreplace").decode("utf-8")
-            value = blot(text, keys)
+            value = redact_whole(text, keys)
         values[name] = value
     return values
 
@@ -3617,15 +3655,14 @@ class Tally:
     def __init__(self, price: Price, n: int) -> None:
         self.billed = "no"
         self.attempts = 0
-        self.failures = 0  # attempts that failed and may have been billed all the same
-        self.earlier_failures = 0  # the same, without the last attempt
-        self.by_tokens = False  # the tokens used come to more than the price
-        self.are_missing = False  # fewer pictures came than were asked for
         self.partial = b""  # the longest part of a picture that arrived
         self.draft = b""  # the last draft of a stream that broke off
         self._price = price
         self._n = n
         self._certain = self._possible = 0.0  # CNY
+        self._failures = 0  # attempts that failed and may have been billed all the same
+        self._by_tokens = False  # the tokens used come to more than the price
+        self._are_missing = False  # fewer pictures came than were asked for
 
     @property
     def attempt_cny(self) -> float | None:
@@ -3640,44 +3677,76 @@ class Tally:
         return Cost(round(self._certain, 4), round(self._possible, 4))
 
     def fail(self, error: ImageGenError) -> None:
-        self._count(error.billed)
         self.partial = max(self.partial, error.partial, key=len)
         self.draft = error.draft or self.draft
         cost_cny = self.attempt_cny or 0.0
-        if error.billed != "no":
-            self.failures += 1
-            self._possible += cost_cny
-        if error.billed == "yes":
-            self._certain += cost_cny
+        certain = cost_cny if error.billed == "yes" else 0.0
+        possible = 0.0 if error.billed == "no" else cost_cny
+        # Words cost less than a picture's tokens would.
+        usage = error.usage if error.billed == "yes" else {}
+        self._add(error.billed, certain, possible, usage)
+        if error.billed == "maybe":
+            self._failures += 1
 
     def succeed(self, made: Generation) -> None:
-        self._count("yes")
         self.partial = self.draft = b""
         picture_cny = self._price.picture or 0.0
         certain = picture_cny * len(made.pictures)
-        by_tokens = token_cost(self._price, made.usage)
         asked = picture_cny * self._n  # all may be billed, though fewer could be had
-        possible = max(certain, asked, by_tokens)
-        self.by_tokens = by_tokens > max(certain, asked)
-        self.are_missing = asked > certain
-        self._certain += certain
-        self._possible += possible
+        self._are_missing = asked > certain
+        self._add("yes", certain, max(certain, asked), made.usage)
 
     def settle(self, error: ImageGenError) -> None:
         """Write onto a call's last error what all of its attempts have come to."""
         error.billed = self.billed
         error.attempts = self.attempts
-        error.earlier_failures = self.earlier_failures
         error.cost_cny, error.possible_cost_cny = self.total
+        error.bill = self.bill()
         if isinstance(error, Interrupted) and self.billed != "no":
             error.hint = Interrupted.hint
         keep_remains(error, self.partial, self.draft)
 
-    def _count(self, billed: str) -> None:
+    def bill(self) -> str:
+        """The last line of an error that follows a call: was money spent, and how much at most?"""
+        possible = self.total.possible
+        if self.billed == "no":
+            return "not billed"
+        if self.billed == "yes":
+            return f"billed: {self.cost_text()}"
+        if possible is None:
+            return "may have been billed: price unknown"
+        return f"may have been billed: up to {money(possible)}"
+
+    def cost_text(self) -> str:
+        """about 1.00 CNY, possibly 2.00 with the attempt that failed"""
+        certain, possible = self.total
+        if certain is None or possible is None:
+            return "price unknown"
+        text = money(certain)
+        if not text.startswith("less"):
+            text = f"about {text}"
+        if possible <= certain:
+            return text
+        reasons = []
+        if self._by_tokens:
+            reasons.append("by the tokens used")
+        if self._are_missing:
+            reasons.append("with the pictures that are missing")
+        if self._failures == 1:
+            reasons.append("with the attempt that failed")
+        elif self._failures:
+            reasons.append(f"with the {self._failures} attempts that failed")
+        return f"{text}, possibly {money(possible).removesuffix(' CNY')} {' and '.join(reasons)}"
+
+    def _add(self, billed: str, certain: float, possible: float, usage: JsonObject) -> None:
+        """Count one attempt; its tokens may come to more than its price."""
         self.attempts += 1
-        self.earlier_failures = self.failures
         certainty = ("no", "maybe", "yes").index
         self.billed = max(self.billed, billed, key=certainty)
+        by_tokens = token_cost(self._price, usage)
+        self._by_tokens = self._by_tokens or by_tokens > possible
+        self._certain += certain
+        self._possible += max(possible, by_tokens)
 
 
 def keep_remains(error: ImageGenError, partial: bytes, draft: bytes) -> None:
@@ -3698,41 +3767,6 @@ def money(amount: float) -> str:
     if 0 < amount < 0.005:
         return "less than 0.01 CNY"
     return f"{amount:.2f} CNY"
-
-
-def cost_text(cost: Cost, failures: int, by_tokens: bool, are_missing: bool = False) -> str:
-    """about 1.00 CNY, possibly 2.00 with the attempt that failed"""
-    if cost.certain is None or cost.possible is None:
-        return "price unknown"
-    text = money(cost.certain)
-    if not text.startswith("less"):
-        text = f"about {text}"
-    if cost.possible <= cost.certain + 1e-9:
-        return text
-    reasons = []
-    if by_tokens:
-        reasons.append("by the tokens used")
-    if are_missing:
-        reasons.append("with the pictures that are missing")
-    if failures == 1:
-        reasons.append("with the attempt that failed")
-    elif failures:
-        reasons.append(f"with the {failures} attempts that failed")
-    possible = money(cost.possible).replace(" CNY", "")
-    return f"{text}, possibly {possible} {' and '.join(reasons)}"
-
-
-def bill_text(error: ImageGenError) -> str:
-    """The last line of an error that follows a call: was money spent, and how much at most?"""
-    cost = Cost(error.cost_cny, error.possible_cost_cny)
-    if error.billed == "no":
-        return "not billed"
-    if error.billed == "yes":
-        failures = error.earlier_failures
-        return f"billed: {cost_text(cost, failures, by_tokens=not failures)}"
-    if cost.possible is None:
-        return "may have been billed: price unknown"
-    return f"may have been billed: up to {money(cost.possible)}"
 
 
 # --- One call ---
@@ -3768,7 +3802,7 @@ def prepare_one(source: ReferenceLike, fetched: Mapping[str, bytes]) -> Referenc
         raise UsageError(fault, error.hint or "Give a link that leads to a picture.") from None
 
 
-def smaller(
+def shrink_all(
     args: Args, references: Sequence[Reference], edge_px: int
 ) -> tuple[list[Reference], Reference | None]:
     """The references and the mask again, with fewer pixels; raises UsageError."""
@@ -3821,7 +3855,7 @@ def call_with_retries(
         if failure.status == 524 or failure.timed_out:  # a proxy cut it off: send less
             edge_px = next(edges, REFERENCE_EDGES_PX[-1])
             with contextlib.suppress(UsageError, Interrupted):  # the mask's file is gone
-                references, mask = smaller(args, references, edge_px)
+                references, mask = shrink_all(args, references, edge_px)
         if STOP.wait(wait_s):
             raise Interrupted("Interrupted.")
 
@@ -3870,28 +3904,31 @@ def call_once(
 def explained(error: ImageGenError, answer: Answer, tree: Any) -> ImageGenError:
     """The error of an answer without a picture, in the light of how the answer ended."""
     inbox = answer.inbox
-    is_unfinished = bool(inbox.is_stream) and (not inbox.is_finished or inbox.drafts > 0)
-    is_cut = bool(answer.fault) and not error.image_urls
+    ended_early = bool(answer.fault) and not error.image_urls
     if inbox.is_stream:
+        ended_early = ended_early or not inbox.is_finished or inbox.drafts > 0
         pictures = [] if inbox.is_finished else list(find_candidates(tree))
         error.draft = read_draft(inbox, pictures)
-    if isinstance(error, ResponseError) and (is_unfinished or is_cut):
-        error = cut_off(error, answer, is_unfinished)
+    if isinstance(error, ResponseError) and ended_early:
+        error = broken_off_error(error, answer)
     error.status = error.status or answer.status
+    error.usage = find_usage(tree)
     return error
 
 
-def cut_off(error: ImageGenError, answer: Answer, is_stream: bool) -> UnavailableError:
+def broken_off_error(error: ImageGenError, answer: Answer) -> UnavailableError:
     """The error of an answer that ended before its picture was there."""
-    fault = f"The answer broke off: {answer.fault}."
-    if is_stream:
-        words = f"{error.message} " if answer.inbox.has_failed else ""
-        why = f": {answer.fault}" if answer.fault else ""
-        fault = f"{words}The stream ended without its final picture{why}."
-    drafts = [draft.link for draft in find_candidates(answer.inbox.draft) if draft.link]
+    inbox = answer.inbox
+    what = "The answer broke off"
+    if inbox.is_stream:
+        what = "The stream ended without its final picture"
+    if inbox.has_failed:
+        what = f"{error.message} {what}"
+    why = f": {answer.fault}" if answer.fault else ""
+    drafts = [draft.link for draft in find_candidates(inbox.draft) if draft.link]
     links = list(dict.fromkeys([*error.image_urls, *drafts]))
     hint = f"A draft may be at: {' '.join(links)}" if links else ""
-    cut = UnavailableError(fault, hint, image_urls=links)
+    cut = UnavailableError(f"{what}{why}.", hint, image_urls=links)
     cut.partial = error.partial
     cut.draft = error.draft
     cut.timed_out = answer.fault == TIME_IS_OVER
@@ -3901,8 +3938,8 @@ def cut_off(error: ImageGenError, answer: Answer, is_stream: bool) -> Unavailabl
 def record_of(args: Args, target: Target, keys: Sequence[str]) -> dict[str, Any]:
     """What the ledger notes of a call that is about to be sent, without any key."""
 
-    def told(text: object) -> str:
-        return scrub(str(text), keys)[:MAX_PROMPT_CHARS]
+    def noted(text: object) -> str:
+        return redact(str(text), keys)[:MAX_PROMPT_CHARS]
 
     references = []
     for source in args.reference_images:
@@ -3910,16 +3947,16 @@ def record_of(args: Args, target: Target, keys: Sequence[str]) -> dict[str, Any]
             source = f"<{len(source)} bytes>"
         elif is_link(source):
             source = public_link(str(source))
-        references.append(told(source))
+        references.append(noted(source))
     return {
-        "model": told(args.model),
+        "model": noted(args.model),
         "family": args.family,
         "n": args.n,
-        "prompt": told(args.prompt),
-        "negative_prompt": told(args.negative_prompt) if args.negative_prompt else None,
+        "prompt": noted(args.prompt),
+        "negative_prompt": noted(args.negative_prompt) if args.negative_prompt else None,
         "reference_images": references,
-        "output": None if args.output is None else told(os.fspath(args.output)),
-        "base_url": told(target.url),
+        "output": None if args.output is None else noted(os.fspath(args.output)),
+        "base_url": noted(target.url),
     }
 
 
@@ -3982,7 +4019,7 @@ def outcome_of(made: Generation, failure: ImageGenError | None) -> dict[str, Any
         "billed": failure.billed if failure else "yes",
         "status": failure.status if failure else 200,
         "attempts": made.attempts,
-        "tokens": made.tokens,
+        "tokens": total_tokens(made.usage or getattr(failure, "usage", {})),
         "elapsed_s": made.elapsed_s,
         "pictures": len(made.pictures),
         "cost_cny": made.cost_cny,
@@ -4002,8 +4039,7 @@ def report(made: Generation, args: Args, target: Target, tally: Tally) -> None:
     """Say what was saved and what it cost, and warn of a shape that was not asked for."""
     count = len(made.paths)
     tokens = f"{made.tokens} tokens" if made.tokens else "tokens unknown"
-    cost = cost_text(tally.total, tally.failures, tally.by_tokens, tally.are_missing)
-    call = f"{made.elapsed_s:.1f} s, {tokens}, {cost}"
+    call = f"{made.elapsed_s:.1f} s, {tokens}, {tally.cost_text()}"
     for path, picture in zip(made.paths, made.pictures):
         width, height = picture.size
         facts = f"{width}x{height}, {len(picture.data)} bytes"
@@ -4080,12 +4116,12 @@ def generate(
 
     prompt            what the picture shows, at most 4000 characters
     model             its name decides the family; None is the use case's, else DEFAULT_MODEL
-    aspect_ratio      a key of OPENAI_SIZE_BY_RATIO, such as "16:9"
+    aspect_ratio      1:1 16:9 9:16 4:3 3:4 3:2 2:3 4:5 5:4 21:9 1.91:1 2.35:1
     negative_prompt   what to avoid
     reference_images  paths, http(s) links or the bytes of pictures to work from
     output_path       a file, which is replaced, or a folder; None is ./output-<time>.<extension>
     family            "openai" or "gemini", only for a model's name that cannot be placed
-    use_case          a key of MODEL_BY_USE_CASE, such as "text-overlay"
+    use_case          text-overlay photorealistic creative image-to-image cost-sensitive general
     fit               exact pixels of the saved picture, such as "1080x1350"
     size              the pixels that an openai model is asked for; wins over aspect_ratio
     n                 how many pictures, 1 to 10; openai models only
@@ -4128,12 +4164,12 @@ def generate_image(
 
     prompt            what the picture shows, at most 4000 characters
     model             its name decides the family; None is the use case's, else DEFAULT_MODEL
-    aspect_ratio      a key of OPENAI_SIZE_BY_RATIO, such as "16:9"
+    aspect_ratio      1:1 16:9 9:16 4:3 3:4 3:2 2:3 4:5 5:4 21:9 1.91:1 2.35:1
     negative_prompt   what to avoid
     reference_images  paths, http(s) links or the bytes of pictures to work from
     output_path       a file, which is replaced, or a folder; None is ./output-<time>.<extension>
     family            "openai" or "gemini", only for a model's name that cannot be placed
-    use_case          a key of MODEL_BY_USE_CASE, such as "text-overlay"
+    use_case          text-overlay photorealistic creative image-to-image cost-sensitive general
     fit               exact pixels of the saved picture, such as "1080x1350"
     size              the pixels that an openai model is asked for; wins over aspect_ratio
     n                 how many pictures, 1 to 10; the others are saved as -2, -3 and so on
@@ -4178,7 +4214,7 @@ def generate_openai(
     ref_images       paths, http(s) links or the bytes of pictures to work from
     api_key          in place of the configured key
     base_url         in place of the configured gateway
-    aspect_ratio     a key of OPENAI_SIZE_BY_RATIO, such as "16:9"; a size wins over it
+    aspect_ratio     such as "16:9", see generate; a size wins over it
     negative_prompt  what to avoid
     mask             path of a PNG that is transparent where the first reference may change
     params           more fields for the request, such as {"quality": "high"}
@@ -4214,7 +4250,7 @@ def generate_gemini(
     ref_images       paths, http(s) links or the bytes of pictures to work from
     api_key          in place of the configured key
     base_url         in place of the configured gateway
-    aspect_ratio     a key of OPENAI_SIZE_BY_RATIO, such as "16:9"
+    aspect_ratio     such as "16:9", see generate
     negative_prompt  what to avoid
     params           more fields for the request
     timeout          seconds that one attempt may take
@@ -4233,18 +4269,18 @@ def perform(given: dict[str, Any], save: bool) -> Generation:
     base_url = given.pop("base_url")
     fields = {"output_path": "output", "ref_images": "reference_images"}
     prompt = given.pop("prompt")
-    spelling = {}
+    labels = {}
     chosen = {}
     for name, value in given.items():
         field = fields.get(name, name)
-        spelling[field] = name
+        labels[field] = name
         if value is not None:
             chosen[field] = value
     collected: list[str] = []
     token = COLLECTED.set(collected)
     try:
         target = load_target(api_key, base_url)
-        args = validate_args(Args(prompt, **chosen, spelling=spelling))
+        args = validate_args(Args(prompt, **chosen, labels=labels))
         made = run(args, target, save)
     finally:
         COLLECTED.reset(token)
@@ -4278,6 +4314,9 @@ class Parser(argparse.ArgumentParser):
         clash = re.fullmatch(r"argument (\S+): not allowed with argument (\S+)", message)
         if clash:
             message = f"{clash[1]} cannot be used together with {clash[2]}"
+        lacking = re.fullmatch(r"argument (\S+): expected one argument", message)
+        if lacking:
+            message = f"{lacking[1]} needs a value"
         unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
         if unknown:
             near = nearest_flag(unknown[1], self._option_string_actions)
@@ -4355,7 +4394,7 @@ def add_prompt_flags(parser: Parser) -> None:
     flag("--model", metavar="NAME", help=f"its name decides the family; default: {DEFAULT_MODEL}")
     flag(
         "--family",
-        choices=("openai", "gemini"),
+        metavar="{openai,gemini}",
         help="only needed for a model's name that is not recognised",
     )
     flag(
@@ -4491,7 +4530,7 @@ def read_args(options: argparse.Namespace) -> Args:
         raise UsageError("There is no prompt.", "Add --prompt or --prompt-file.")
     given = {name: value for name, value in vars(options).items() if name in Args._fields}
     given["params"] = dict(options.params)
-    return validate_args(Args(**given, spelling=FLAGS))
+    return validate_args(Args(**given, labels=FLAGS))
 
 
 def cell_text(cell: object) -> str:
@@ -4679,7 +4718,7 @@ def act_check(options: argparse.Namespace) -> Outcome:
         "models": None,
         "image_models": [],
     }
-    probe = Args("none", timeout=options.timeout, proxy=options.proxy, spelling=FLAGS)
+    probe = Args("none", timeout=options.timeout, proxy=options.proxy, labels=FLAGS)
     args = validate_args(probe)
     try:
         names = ask_for_models(target, args)
@@ -4708,7 +4747,8 @@ def check_lines(facts: Row) -> list[str]:
         is_unset_budget = name.startswith("budget") and fact is None
         if name != "image_models" and not is_unset_budget:
             text = str(fact)
-            rows.append((name, words.get(text, text)))
+            title = name.replace("_", " ").replace("url", "URL").replace("cny", "in CNY")
+            rows.append((title, words.get(text, text)))
     lines = aligned(rows)
     prices = []
     for model in facts["image_models"]:
@@ -4839,7 +4879,7 @@ class Console(logging.Handler):
 
     def _write(self, text: str) -> None:
         wipe = "\r\x1b[K" if self._live else ""
-        put(sys.stderr, wipe + blot(text, self.keys))
+        put(sys.stderr, wipe + redact_whole(text, self.keys))
 
 
 class Command(threading.Thread):
@@ -4868,7 +4908,7 @@ class Command(threading.Thread):
             log.setLevel(logging.INFO)
             options = build_parser().parse_args(self.argv)
             self.grace_s = INTERRUPT_GRACE_S
-            heed_stop()  # an interrupt until here was given no grace
+            raise_if_interrupted()  # an interrupt until here was given no grace
             self.error = Interrupted("Interrupted.")  # unless it comes to another end
             action = act_generate
             for flag, other in ACTIONS.items():
@@ -4915,8 +4955,8 @@ def tell_outcome(command: Command, console: Console, as_json: bool) -> None:
         console.show(ONBOARDING + "\n")
     else:
         console.say(f"error: {error.message}\n{error.hint}")
-        if error.attempts:
-            console.say(bill_text(error))
+        if error.bill:
+            console.say(error.bill)
     if as_json and (error or command.facts):
         facts = {"error": error.as_json()} if error else command.facts
         outcome = {
@@ -4926,13 +4966,13 @@ def tell_outcome(command: Command, console: Console, as_json: bool) -> None:
         }
         lines = [json.dumps(outcome)]
     text = "".join(f"{line}\n" for line in lines)
-    put(sys.stdout, blot(text, console.keys))
+    put(sys.stdout, redact_whole(text, console.keys))
 
 
 SIGNALLED: list[bool] = []  # not empty once a signal came: noting it is all that a handler may do
 
 
-def own_the_process() -> None:
+def prepare_process() -> None:
     """What a script may do to its process and a library must not."""
     if os.name == "posix" and isinstance(sys.stdout, io.TextIOWrapper):
         # A path goes out in the file system's own bytes.
@@ -4961,5 +5001,5 @@ def use_own_environment() -> None:
 
 
 if __name__ == "__main__":
-    own_the_process()
+    prepare_process()
     os._exit(main())  # at once: without what still unwinds, and before a late signal can spoil it

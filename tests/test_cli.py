@@ -21,7 +21,7 @@ from typing import Any
 import generate
 import pictures
 import pytest
-from bodies import FINAL, chat, data_url, markdown, prompt_in
+from bodies import data_url, prompt_in
 from conftest import table
 from gateway import Gateway, Reply
 
@@ -114,37 +114,12 @@ def test_json_of_a_success(
     assert facts["warnings"] == []
 
 
-def test_a_price_that_nobody_knows_is_null(gateway: Gateway, run: Any) -> None:
-    """A model that is not in the catalogue has no price: null, never 0, and a warning."""
-    gateway.answer(Reply(body={"choices": chat(markdown(data_url(FINAL)))["choices"]}))
-    facts = run("--prompt", "a cup", "--model", "gemini-9-image", "--output", "cup", "--json").json
-    assert (facts["estimated_cost_cny"], facts["usage"], facts["total_tokens"]) == (None, {}, None)
-    assert "gemini-9-image " in facts["warnings"][0]
-
-
 @pytest.mark.parametrize("prompt", ["--json", "-m", "@file", "%s %d {0} $HOME `id`", "a=b", "'\""])
 def test_a_prompt_is_taken_letter_for_letter(gateway: Gateway, run: Any, prompt: str) -> None:
     """--prompt=--json is a prompt."""
     outcome = run(f"--prompt={prompt}", *ASK[2:])
     assert (outcome.code, outcome.out) == (0, f"{Path('cup.jpeg').absolute()}\n")
     assert prompt_in(gateway.calls[0]) == prompt
-
-
-def test_exit_code_8_keeps_the_picture_elsewhere(gateway: Gateway, run: Any, kept: Path) -> None:
-    """The image arrived and could not be stored where asked; its path is printed."""
-    Path("out").mkdir()
-
-    def sabotage(_: Any) -> Reply:
-        Path("out").rmdir()
-        Path("out").touch()
-        return Reply(body=chat(markdown(data_url(FINAL))))
-
-    gateway.answer(sabotage)
-    outcome = run("--prompt", "a cup", "--output", "out/cup.png", "--json")
-    (path,) = kept.iterdir()
-    assert (outcome.code, path.read_bytes(), str(path) in outcome.err) == (8, FINAL, True)
-    error = outcome.json["error"]
-    assert (error["kind"], error["billed"], error["saved_at"]) == ("save", "yes", str(path))
 
 
 def test_exit_code_130(gateway: Gateway, start: Any, tmp_path: Path) -> None:
@@ -169,17 +144,6 @@ def test_exit_code_130_while_the_prompt_is_read(start: Any) -> None:
     assert process.wait(30) == 130
     error = json.loads(process.stdout.read())["error"]
     assert (error["kind"], error["billed"]) == ("interrupted", "no")
-
-
-def test_exit_code_1_shows_the_traceback_without_the_key(
-    gateway: Gateway, run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A bug; traceback, key redacted."""
-    monkeypatch.setattr(generate, "compose_prompt", lambda *_: {}[gateway.key])
-    outcome = run(*ASK, "--json")
-    assert (outcome.code, outcome.json["error"]["kind"]) == (1, "internal")
-    assert "Traceback" in outcome.err and "KeyError" in outcome.err
-    assert gateway.key[-12:] not in outcome.out + outcome.err
 
 
 @pytest.mark.parametrize(
@@ -222,9 +186,10 @@ def test_check_shows_what_is_configured_and_asks_for_free(gateway: Gateway, run:
     assert (facts["base_url"], facts["accepted"], facts["models"]) == (gateway.url, True, 2)
     assert facts["python"] == sys.version.split()[0]
     assert lines.pop("accepted") == "yes"
-    assert lines.items() <= {name: str(fact) for name, fact in facts.items()}.items()
+    shown = {label.replace(" ", "_").lower(): text for label, text in lines.items()}
+    assert shown.items() <= {name: str(fact) for name, fact in facts.items()}.items()
     unsaid = {name for name, fact in facts.items() if fact in (None, [], True)}
-    assert set(facts) - set(lines) == unsaid  # no budget, no warnings, no image models
+    assert set(facts) - set(shown) == unsaid  # no budget, no warnings, no image models
     assert {(got.method, got.path) for got in gateway.requests} == {("GET", "/v1/models")}
     assert gateway.requests[0].headers["Authorization"] == f"Bearer {gateway.key}"
 
