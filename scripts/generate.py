@@ -83,7 +83,6 @@ MIN_FIT_PX, MAX_FIT_PX = 16, 8192
 REFERENCE_EDGES_PX = (1024, 768, 512)  # at first, then one after each 524 or read timeout
 REFERENCE_LIMIT_BYTES = 1_048_576
 REFERENCE_QUALITIES = (88, 80, 70, 55, 40)  # below the first only while the file is too large
-SAVED_JPEG_QUALITY = 95
 NEAREST, LANCZOS = 0, 1  # Pillow's numbers; the names for them depend on the version
 MIN_IMAGE_BYTES = 10_000  # the specification's self-check: a file must be larger than this
 MAX_ANSWER_BYTES = 64 * 2**20  # gpt-image-2's largest PNG is about 33 MB of base64
@@ -622,6 +621,11 @@ LOSSLESS_FORMATS = ("PNG", "GIF", "BMP", "TIFF")
 GZIP_START = b"\x1f\x8b"
 SENT_FORMATS = ("PNG", "JPEG", "WEBP")
 EXTENSIONS = {".png": "PNG", ".jpeg": "JPEG", ".jpg": "JPEG"}  # those that need no look into Pillow
+SAVE_OPTIONS: dict[str, dict[str, Any]] = {  # of the formats that lose something
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"quality": 95},
+    "AVIF": {"quality": 95, "subsampling": "4:4:4"},
+}
 TRANSPARENT_FORMATS = ("PNG", "WEBP", "GIF", "TIFF", "AVIF", "JPEG2000", "TGA")
 
 
@@ -1931,8 +1935,8 @@ def remade(image: Any, name: str) -> Picture:
         warn("%s has no transparency: transparent areas become white", name)
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
-    options = {"quality": SAVED_JPEG_QUALITY} if name == "JPEG" else {}
-    return Picture(encode(image, name, **options), name, image.size)
+    data = encode(image, name, **SAVE_OPTIONS.get(name, {}))
+    return Picture(data, name, image.size)
 
 
 def fitted(picture: Picture, width: int, height: int, name: str) -> Picture:

@@ -46,7 +46,8 @@ VALUES = [  # flag, what would be right, values that are not
     ("--prompt-file", "", "none.txt latin-1.txt folder"),
     ("--model", MODELS, "midjourney-7 gpt-5 ''"),
     ("--family", "openai gemini", "stability gemini"),
-    ("--aspect-ratio", RATIOS, "5:7 16：9 ''"),
+    ("--aspect-ratio", RATIOS, "5:7 ''"),
+    ("--aspect-ratio", "Did you mean 16:9? Use one of 1:1", "16x9 16×9 16/9 16：9"),
     ("--size", PIXELS, "1024x1000 1600x512 512x1600 800x816 3840x2176 3856x2048 WxH 1024"),
     (
         "--size",
@@ -60,6 +61,7 @@ VALUES = [  # flag, what would be right, values that are not
     ("--param", "KEY=VALUE", "quality =high"),
     *(("--param", flag, f"{name}=1") for name, flag in FLAG_OF_PARAM.items()),
     ("--output", "", "old.png/ old.png/deep/out.png /dev/full /proc/out.png pipe ' ' ''"),
+    ("--output", "", "circle.png"),
 ]
 BAD = {
     f"{flag} {value}": (
@@ -80,6 +82,7 @@ OTHERS = {  # flags, and what the error must name: the thing, the value, what wo
     "n 11 for gemini": ("--n 11", "n 11 10"),
     "n 2 with dall-e-3": ("--model dall-e-3 --n 2", "n 2 dall-e-3 one"),
     "references of dall-e-3": ("--model dall-e-3 " + references(1), "reference dall-e-3 none"),
+    **{name: (f"--output cup{name}", f"extension {name} .webp") for name in (".ico", ".pdf")},
     "ten references": (references(10), "reference 10 9 gemini-3-pro-image-preview"),
     "seventeen references": (f"{GPT} {references(17)}", "reference 17 16 gpt-image-2"),
     "mask of gemini": (f"{references(1)} --mask mask.png", "--mask gpt-image-2"),
@@ -91,6 +94,7 @@ OTHERS = {  # flags, and what the error must name: the thing, the value, what wo
     "cheap checks first": ("--aspect-ratio=5:7 --reference-image=none.png --dry-run", "5:7"),
     "unknown extension": ("--output out.xyz", "xyz png jpeg"),
     "an extension that is only read": ("--output out.psd", "psd png jpeg"),
+    "output of no name": ("--output 'a\0b.png'", "output x00"),
     "output name too long": (f"--output {'x' * 300}", "xxx"),
     "abbreviated flag": ("--promp cup", "--promp did you mean --prompt?"),
     "start of a flag": ("--ref good-0.png", "did you mean --reference-image?"),
@@ -120,6 +124,7 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / name).write_bytes(data)
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle.png").symlink_to("circle.png")
     return tmp_path
 
 

@@ -117,6 +117,8 @@ GPT, UNPRICED = "--model gpt-image-2", "--model seedream-4"
 FREE, MAYBE = "] not billed", "] may have been billed: up to 1.00 CNY"
 TOKENS = used(prompt_tokens=1000, completion_tokens=4000)
 NO_INPUT = used(input_tokens=0, output_tokens=10**6)
+SPOILT = {"data": [{"b64_json": bodies.b64(bodies.FINAL[:9000])}]}
+DEAR = Reply(body={**SPOILT, "usage": {"input_tokens": 1000, "output_tokens": 4000}})
 GONE = {"url": "http://127.0.0.1:1/gone.png"}
 HALF = Reply(body=bodies.listing(GONE, {"b64_json": bodies.b64(bodies.FINAL)}, usage={}))
 MISSING = "about 0.35 CNY, possibly 0.70 with the pictures that are missing"
@@ -144,6 +146,7 @@ ENDS = {
     "R all": ([Reply(429), LATE, EMPTY], "", 9, "response", "yes", 1, 2, f"] billed: {PARTLY}"),
     # where the tokens come to more than the price
     "tokens": (TOKENS, GPT, 0, None, "yes", 0.35, 0.8179, ", possibly 0.82 by the tokens used\n"),
+    "tokens, lost": ([DEAR], GPT, 9, "response", "yes", 0.35, 0.8179, "0.82 by the tokens used"),
     "absurd": (ABSURD, GPT, 0, None, "yes", 0.35, 0.35, ", about 0.35 CNY\n"),
     "zero": (NO_INPUT, GPT, 0, None, "yes", 0.35, 0.35, ", about 0.35 CNY\n"),
 }  # fmt: skip

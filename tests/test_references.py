@@ -411,6 +411,13 @@ def test_addresses(gateway: Gateway, run: Run, internet: Net, hosts: Any, calls:
     assert (outcome.code, "refused" in outcome.out) == ((0, False) if calls == 4 else (2, True))
 
 
+def test_link_is_judged_by_the_host_that_is_called(run: Run, internet: Net) -> None:
+    """Some readers of URLs take what follows the @ for the host, and what is called is before it."""
+    internet["friendly.example"] = PUBLIC
+    error = linked(run, "http://169.254.169.254\\@friendly.example/x.png").json["error"]
+    assert (error["kind"], "link-local" in error["message"]) == ("usage", True)
+
+
 def test_host_that_is_not_there(gateway: Gateway, run: Run, internet: Net) -> None:
     """Nothing is told of a link but its place; and where there is a proxy, it judges names."""
     for link in ("http://me:pa55word@127.0.0.1:1?k=v", "http://gone.invalid/x.png?k=v"):

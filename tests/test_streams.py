@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("short_waits")
 
 STREAM = ("--stream",)
 DONE = "data: [DONE]"
+TWO_LINES = json.dumps(bodies.made(FINAL)).replace(" ", "\ndata: ", 1)
 END = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
 DRAWN, DRAWN_BEFORE, DRAWN_FIRST = (
     bodies.markdown(data_url(data)) for data in (FINAL, DRAFT, OTHER_DRAFT)
@@ -125,6 +126,7 @@ FINISHED: dict[str, Any] = {  # events, which may have links to FINAL in them, a
     "Google": ([THOUGHT, bodies.native(bodies.inline(FINAL))], {}),
     "OpenAI's Responses": (RESPONSES, {}),
     "a list": ([f"data: {json.dumps([bodies.made(FINAL)])}", DONE], {}),
+    "two lines, no blank one": ([f"data: {TWO_LINES}\n{DONE}"], {}),
     "a text": ([f"data: {json.dumps(DRAWN)}", DONE], {}),
     "words between": ([*map(delta, PIECES[:3]), "data: ping", delta(PIECES[3]), END], {}),
     "an error after it": ([*DRAFTS["openai"], completed(FINAL), {"error": SERVER}], {}),
