@@ -653,6 +653,18 @@ REFUSAL_CODES = (
 # The first row that fits decides. The sentences are real ones, seen in gateways' sources, manuals
 # and issue threads in November 2026.
 MEANINGS = (
+    # 429 RESOURCE_EXHAUSTED (Google): "Your prepayment credits are depleted."
+    # 429 RESOURCE_EXHAUSTED (Google): "Your project has exceeded its monthly spending cap."
+    # 412 PRECONDITION_FAILED (Fireworks): "… possibly due to reaching the monthly spending limit"
+    # 403 (OpenRouter): "Key limit exceeded (total limit)."
+    Meaning(
+        QuotaError,
+        False,
+        "",
+        phrases=r"credits (are|have been) (exhausted|depleted)|spending (cap|limit)"
+        r"|key limit exceeded",
+        hint=TOP_UP,
+    ),
     # 429 RESOURCE_EXHAUSTED (Google): "You exceeded your current quota, please check your plan and
     #   billing details." Others say that of an empty account, but this one passes by itself.
     # 429 Throttling.RateQuota (DashScope): "Requests rate limit exceeded, please try again later."
@@ -677,12 +689,17 @@ MEANINGS = (
     # 403 AllocationQuota.FreeTierOnly (DashScope): "The free tier of the model has been exhausted."
     # 400 budget_exceeded (LiteLLM): "Budget has been exceeded! Current cost: 26.075"
     # 429 (xAI): "Your team has used all available credits."
+    # 403 NOT_ENOUGH_BALANCE (Novita): "not enough balance"
+    # 400 not_enough_credits (Recraft): "You do not have enough credits"
+    # 400 (Leonardo): "not enough api tokens"
+    # 429 billing_not_active (OpenAI): "Your account is not active, please check your billing …"
     Meaning(
         QuotaError,
         False,
         "",
         codes=r"insufficient_(\w+_)?(quota|balance|credits?|funds)"
-        r"|quota_(failed|not_enough|exceeded)|exceeded_current_quota|billing_hard_limit"
+        r"|not_enough_(balance|credits?)|quota_(failed|not_enough|exceeded)"
+        r"|exceeded_current_quota|billing_(hard_limit|not_active)"
         r"|overdue|arrear|free_tier_only|budget_exceeded"
         r"|entitlement_\w*limit_exceeded|no_credits?|credits?_(exhausted|depleted)"
         r"|payment_required",
@@ -690,7 +707,8 @@ MEANINGS = (
         r"|insufficient (\w+ )?(balance|credits?|quota|funds)|requires more credits"
         r"|balance is (insufficient|not enough|too low)|(exhausted|overdue) balance"
         r"|in good standing|free (tier|quota)[^.]*(exhausted|used up)|budget has been exceeded"
-        r"|(any|all available) credits|(out of|not enough) credits?|credits? (exhausted|depleted)"
+        r"|(any|all available) credits|out of credits?|credits? (exhausted|depleted)"
+        r"|not (have )?enough (api )?(balance|credits?|tokens)"
         r"|(余额|额度)不足|额度已用尽|额度失败|欠费",
         hint=TOP_UP,
     ),
@@ -709,6 +727,7 @@ MEANINGS = (
     # 400 PUBLIC_ERROR_UNSAFE_GENERATION (Google): "Request contains an invalid argument."
     # 400 1301 (Zhipu): "系统检测到输入或生成内容可能包含不安全或敏感内容"
     # 200 with base_resp 1026 (MiniMax): "input new_sensitive"
+    # 400 (xAI, which bills it): "Generated image rejected by content moderation."
     Meaning(
         RefusedError,
         False,
@@ -716,7 +735,8 @@ MEANINGS = (
         codes=REFUSAL_CODES,
         phrases=r"(by|of) (the|our) safety system|content management policy|contentpolicyviolation"
         r"|sensitive words detected|(input|prompt|request|image|content) (was|is|has been) flagged"
-        r"|flagged by a|contains? (\w+ )?(sensi?tive|inappropriate|prohibited|unsafe) ?\w*"
+        r"|flagged by a|rejected by content moderation"
+        r"|contains? (\w+ )?(sensi?tive|inappropriate|prohibited|unsafe) ?\w*"
         r"|includes? (sensitive|inappropriate) content|material flagged|new_sensitive"
         r"|(prompt|request|image|input) (may |might )?violat|violates (our|the) \w+ polic"
         r"|(prompt|request|image|response) (was|has been) blocked"
@@ -800,6 +820,7 @@ TOO_LONG = Fault("it is too long", is_temporary=False)
 BROKE_OFF = Fault("the connection broke off")
 # Exceptions of the wire, by their names and texts, which may quote headers and are never shown.
 WIRE_FAULTS = (
+    (r"InvalidURL|LocationParse|IPv6 URL", Fault("its address is malformed", is_temporary=False)),
     (r"resolv|getaddrinfo|name or service|nodename", Fault("its name cannot be resolved")),
     (
         r"CA certificate bundle",
@@ -821,6 +842,7 @@ WIRE_FAULTS = (
     (r"timed? ?out", TIME_IS_OVER),
     (r"decompress", Fault("its compression is broken")),
     (r"refused", Fault("connection refused")),
+    (r"unreachable|no route", Fault("the network has no way to it")),
     (r"reset|broken pipe|closed|incomplete|disconnected|remote end", BROKE_OFF),
 )
 
@@ -850,6 +872,8 @@ MAX_LINK_CHARS = 4000
 PICTURE_NAME = r"(?i)\.(png|jpe?g|webp|gif|avif)\b"
 PICTURE_LABEL = r"(?i)(image|picture|photo|download|图|下载)[^][\n]{0,20}\]?[(:：]?\s*<?$"
 AVATAR = r"(?i)avatar|favicon|emoji"
+# error_msg (Baidu), finishMessage (Google), task_status_msg (Kling); mere text has no key.
+MESSAGE_KEYS = r"|\w*(message|msg)"
 UNLIKELY = 3  # the rank of a link that only stands in prose
 # "I'm sorry, but I can't create images of real people." (OpenAI); "抱歉，我无法生成这张图片。"
 # Not so: "I can't draw real logos, but here is a generic one: ![image](…)"
@@ -1667,9 +1691,13 @@ def mend_info(image: Any, data: bytes) -> None:
     from PIL import Image
 
     colour = image.info.get("transparency")
-    if isinstance(colour, tuple) and data[24] == 16:
-        # Of a PNG with 16 bits Pillow keeps 8, but not of its transparent colour.
-        image.info["transparency"] = tuple(sample >> 8 for sample in colour)
+    if image.format == "PNG" and colour is not None:
+        # Pillow makes 8 bits of the 2, 4 or 16 of a sample, but not of the transparent colour.
+        depth = data[24]
+        if isinstance(colour, tuple) and depth == 16:
+            image.info["transparency"] = tuple(sample >> 8 for sample in colour)
+        elif isinstance(colour, int) and image.mode == "L" and depth < 8:
+            image.info["transparency"] = colour * 255 // (2**depth - 1)
     if data.startswith(MENDED_BIG_TIFF):  # Pillow cannot read its tags a second time
         exif = Image.Exif()
         exif[ORIENTATION] = image.tag_v2.get(ORIENTATION, 1)
@@ -2421,6 +2449,9 @@ def read_answer(
         classify_response_error(family, tree)
     if not retrieval.pictures:
         raise lost_picture_error(retrieval, tree)
+    refusal = refusal_in(tree)
+    if refusal:  # CONTENT_FILTERED (Stability) comes with a blurred picture
+        warn("the gateway says of its answer: %s", one_line(refusal))
     if len(retrieval.pictures) < args.n:
         warn("the gateway made %d of the %d pictures asked for", len(retrieval.pictures), args.n)
     if retrieval.faults:
@@ -2467,7 +2498,8 @@ def find_usage(tree: Any) -> JsonObject:
 def refusal_in(tree: Any) -> str:
     """The reason by which a model says that it refused, "" when it does not."""
     reasons = texts_under(tree, "refusal|block_?reason|rai_?filtered_?reason")
-    for ending in texts_under(tree, "(native_)?(finish|stop|failure)_?reason"):
+    # content_filter (OpenAI), IMAGE_SAFETY (Google), the status "Content Moderated" (BFL)
+    for ending in texts_under(tree, "(native_)?(finish|stop|failure)_?reason|status"):
         if re.search(REFUSAL_CODES, snake_case(ending)):
             reasons.append(ending)
     return reasons[0] if reasons else ""
@@ -2511,7 +2543,7 @@ def sentence_of(tree: Any) -> str:
 
     FastAPI's loc: body.n: too large    OpenAI's param, when the sentence does not name it
     """
-    said = texts_under(tree, "|((error|status)_?)?(message|msg)")
+    said = texts_under(tree, MESSAGE_KEYS)
     said = said or texts_under(tree, r"detail|(error_)?description|error|title|\d+")
     sentence = "".join(said[:1])
     fields = [text for path, text in walk(tree) if "loc" in path]
@@ -2576,7 +2608,11 @@ def handle_http_error(
     if 300 <= status < 400:
         place = lowered.get("location", "nowhere")
         body = f"it redirects to {place}, which a POST must not follow"
-    error = gateway_error(status, parse_body(body))
+    tree = parse_body(body)
+    error = gateway_error(status, tree)
+    counts = find_usage(tree).values()
+    if error.billed == "no" and any(type(count) is int and count > 0 for count in counts):
+        error.billed = "maybe"  # xAI: "usage": {"cost_in_usd_ticks": 200000000}
     error.retry_after_s = read_retry_after(lowered)
     raise error
 
@@ -2618,9 +2654,10 @@ def no_image_error(tree: Any, links: Sequence[str]) -> ImageGenError:
             as_sentence(f"The model refused: {one_line(refusal)}"),
             image_urls=links,
         )
-    words = texts_under(tree, "|content|text|((task_)?status_)?(message|msg)|detail|error")
-    shown = words or texts_under(tree, "finish_?reason|result|description")
-    quoted = f": {one_line(' '.join(shown))}" if shown else ""
+    words = texts_under(tree, f"{MESSAGE_KEYS}|content|text|detail|error")
+    facts = [f"{keys_of(path)}: {text[:80]};" for path, text in walk(tree) if text.strip()]
+    shown = one_line(" ".join(words or facts)).rstrip(";")
+    quoted = f": {shown}" if shown else ""
     if isinstance(tree, str) and is_page(tree):
         return ResponseError(
             as_sentence(f"The answer is a web page{quoted}"),
@@ -2961,7 +2998,9 @@ def resolve(request: Request) -> list[Any]:
     try:
         host = str(parse_url(request.url).host).strip("[]")
         rows = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, ValueError):
+    except ValueError:
+        raise LinkError("it is malformed", is_temporary=False) from None
+    except OSError:
         if request.proxy:
             return []
         raise LinkError("its host's name cannot be resolved") from None
@@ -2991,14 +3030,14 @@ def fetch_once(request: Request, deadline: float, keys: Sequence[str], is_refere
     """The bytes behind a link and its redirects; raises LinkError, Interrupted."""
     is_public = False
     for _ in range(1 + MAX_REDIRECTS):
-        if not re.match("(?i)https?://", request.url):
+        if not re.match("(?i)https?://[^/?#]", request.url):
             raise LinkError("it is not an http or https address", is_temporary=False)
         if is_reference:
             is_public = check_address(request, is_public)
         try:
             answer = exchange(request, deadline)
         except UnavailableError as error:
-            raise LinkError(error.message.rstrip(".")) from None
+            raise LinkError(error.message.rstrip("."), error.retryable) from None
         location = answer.headers.get("location")
         if not location or not 300 <= answer.status < 400:
             break
@@ -3084,7 +3123,7 @@ def fetch_result(
 
 
 def is_link(source: ReferenceLike) -> bool:
-    return isinstance(source, str) and bool(re.match("(?i)https?://", source))
+    return isinstance(source, str) and bool(re.match(r"(?i)\s*https?://", source))
 
 
 def public_link(url: str) -> str:
@@ -3097,7 +3136,7 @@ def fetch_reference(url: str, args: Args) -> bytes:
     """The bytes behind a reference's link; raises UsageError, UnavailableError."""
     shown = public_link(url)
     log.info("fetching the reference %s", shown)
-    request = Request(url, proxy=args.proxy, limit_bytes=MAX_LINKED_REFERENCE_BYTES)
+    request = Request(url.strip(), proxy=args.proxy, limit_bytes=MAX_LINKED_REFERENCE_BYTES)
     try:
         return fetch(request, FETCH_TIMEOUT_S, known_keys(), is_reference=True)
     except LinkError as error:

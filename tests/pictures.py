@@ -375,6 +375,7 @@ TRAPS: dict[str, Trap] = {
     "plain.jpg": Trap(partial(picture, fmt="JPEG"), SAME, tolerance=8),
     "plain.webp": Trap(partial(picture, fmt="WEBP"), SAME, tolerance=1),
     "large.png": Trap(big, REMADE, tolerance=12),
+    "lossless.webp": Trap(partial(big, fmt="WEBP"), REMADE, tolerance=12),
     "small.bmp": Trap(partial(picture, fmt="BMP"), REMADE, tolerance=12),
     "1x5000.png": Trap(partial(picture, 1, 5000), REMADE, tolerance=0),
     "noise-1024.png": Trap(partial(picture, 1024, 1024, noise=True), REMADE, tolerance=0),

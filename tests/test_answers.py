@@ -40,26 +40,19 @@ TALK = {  # a chat's words
     "a path": "![image]($PATH)",
     # filesystem.site, the store of many relays of gpt-4o-image
     "progress, picture, download": "> 进度 **2%**\n\n![]($LINK)\n[下载⏬]($LINK(FINAL, save))",
-    # links that only their label makes a picture's
-    "下载": "完成 [点击下载]($LINK(FINAL, 5f3a))",
-    "图": "[查看大图]($LINK(FINAL, 5f3a))",
-    "image": "[Open the image]($LINK(FINAL, 5f3a))",
-    "picture": "[Your picture]($LINK(FINAL, 5f3a))",
-    "photo": "[Photo 1]($LINK(FINAL, 5f3a))",
-    "download": "[Download]($LINK(FINAL, 5f3a))",
     # models that write the link themselves, and bridges to bots
     "base64": "$B64",
     "a link that is all": "$LINK(FINAL, 5f3a)?sig=1",
     "a sentence": "Your picture: $LINK.",
     "Chinese goes on": "图片已生成：$LINK，有效期24小时",
-    "HTML": "<p>Done</p><img alt='x' src='$LINK(FINAL, 5f3a)' width=512>",
+    "HTML": "<p>Done</p><img alt='x' src='$PATH(FINAL, 5f3a)' width=512>",
     "HTML, escaped": '<img src="$LINK(FINAL, 5f3a)?a=1&amp;b=2"/>',
     # words beside it
     "thoughts": f"<think>I can't draw it. {'Hm. ' * 4000}</think>![image]($LINK)",
     "an echo of the prompt": '{"prompt": "I CAN\'T MAKE IT UP"} done.\n![image]($LINK)',
     "a caveat": "![image]($LINK)\nI was unable to draw the logo exactly.",
     "a refusal beside bytes": f"{SORRY}\n![image]($DATA)",
-    "an avatar": "![avatar]($LINK(THUMB, avatar.png))\n![image]($LINK)",
+    "an avatar after it": "![image]($LINK)\n![avatar]($LINK(THUMB, a.png))",
     "a favicon after it": "![image]($LINK)\nSource: ![]($LINK(THUMB, favicon.png))",
     "the reference first": "From ![image]($DATA(REFERENCE)) to ![image]($DATA)",
     "the reference last": "![image]($DATA) from ![image]($DATA(REFERENCE))",
@@ -325,6 +318,7 @@ SEVERAL = {  # n, the items of `data`, the pictures
     "base64": (2, f"{B64}, {B64_2}", "FINAL SECOND"),
     "links": (2, f"{LINK}, {LINK_2}", "FINAL SECOND"),
     "the same twice": (2, f"{B64}, {B64}", "FINAL FINAL"),
+    "the same twice, and once too much": (1, f"{B64}, {B64}", "FINAL"),
     "one of ten": (10, B64, "FINAL"),
     "blanks among them": (3, f"{B64}, {{}}, null, {LINK_2}", "FINAL SECOND"),
     "an error among them": (2, f'{B64}, {{"error": {{"code": "moderation_blocked"}}}}', "FINAL"),
@@ -444,6 +438,9 @@ REFUSALS = {  # what the message repeats, and the body; OpenAI's reasons, then G
     **{word: f'{{"choices": [{{"finish_reason": "{word}"}}]}}' for word in REASONS[:2]},
     **{word: f'{{"candidates": [{{"finishReason": "{word}"}}]}}' for word in REASONS[2:]},
     "SAFETY": '{"promptFeedback": {"blockReason": "SAFETY"}}',
+    "it is unsafe": '{"predictions": [{"raiFilteredReason": "it is unsafe"}]}',  # Vertex
+    "content_filtered": '{"stop_reason": "content_filtered"}',  # Bedrock
+    "moderation_blocked": '{"state": "failed", "failure_reason": "moderation_blocked"}',
     "I can't help": '{"choices": [{"message": {"content": null, "refusal": "I can\'t help"}}]}',
     "CONTENT_FILTERED": '{"artifacts": [{"base64": "", "finishReason": "CONTENT_FILTERED"}]}',
     "Your request": '{"error": {"message": "Your request", "code": "moderation_blocked"}}',
@@ -460,9 +457,11 @@ def test_refusal(gateway: Gateway, quote: str, body: str) -> None:
     assert quote in error.message
 
 
+UNFINISHED = "IN_QUEUE queued Pending processing SUBMITTED in_progress RUNNING created waiting"
 TASKS = {  # of gateways that only begin the work
-    "task_id": '{"code": 0, "data": {"task_id": "7f3a-task"}}',
-    "capitals": '{"data": {"id": "7f3a-task", "status": "IN_PROGRESS"}}',
+    **{key: f'{{"data": {{"{key}": "7f3a-task"}}}}' for key in ("task_id", "JobId")},
+    **{key: f'{{"data": {{"{key}": "7f3a-task"}}}}' for key in ("generationId", "predictionID")},
+    **{word: f'{{"id": "7f3a-task", "state": "{word}"}}' for word in UNFINISHED.split()},
     "Replicate": '{"id": "7f3a-task", "status": "starting", "urls": {"get": "/v1/predictions/7f"}}',
     "fal": '{"status": "IN_QUEUE", "request_id": "7f3a-task", "response_url": "/media/gone"}',
     "OpenAI": '{"id": "7f3a-task", "object": "response", "status": "in_progress", "output": []}',
@@ -492,32 +491,53 @@ def test_picture_that_does_not_decode_is_kept(gateway: Gateway, kept: Path, firs
     assert Path(str(error.saved_at)).read_bytes() == first + bytes(200)
 
 
-def test_longest_of_several_halves_is_kept(gateway: Gateway, own: str) -> None:
-    """Three attempts break off within the picture; what arrived of the second is most."""
-    for size in (8000, 12_000, 4000):
-        gateway.answer(Reply(body=bodies.made(FINAL), truncate=size, chunked=size == 4000))
-    with pytest.raises(generate.UnavailableError, match="the connection broke off") as caught:
-        generate.generate_openai("a red apple", "gpt-image-2", ref_images=[own])
-    assert len(gateway.calls) == 3
-    kept = Path(str(caught.value.saved_at)).read_bytes()
-    assert FINAL.startswith(kept) and 8500 < len(kept) < 9000
-
-
 @table("text", {text: (text,) for text in ("Here it is: $", "[View]($)", '<a href="$">View</a>')})
 def test_link_that_may_be_the_picture_s_is_told(gateway: Gateway, text: str) -> None:
     link = "https://gateway.example/v1/files/abc?sig=1"
     assert failure("gemini", gateway, chat(text.replace("$", link))).image_url == link
 
 
-REFUSING = (f"{SORRY} $ $", f"{SORRY}\n![image]($)", "抱歉，我无法生成这张图片。![头像]($)")
+REFUSING = """
+I'm sorry, but I can't create that image.
+I'm very sorry, but I cannot generate images of real people.
+I'm really sorry, I won't make that.
+I'm so sorry, but I am not able to draw it.
+I'm afraid I'm unable to produce it.
+Sorry, we are unable to help with that.
+Unfortunately I will not assist with that.
+I apologize, but I won't be able to fulfill this request.
+I apologise, I can not edit this photo.
+I must decline to comply.
+I cannot directly process this.
+We can't provide such images.
+I can’t do that.
+抱歉，我无法生成这张图片。
+很抱歉，这张图片无法给您。
+非常遗憾，这张图片不能给您。
+对不起，这张图片没办法给您。
+"""
+SHORT = "我无法创建 不能绘出 暂时没办法画 无法制作 无法提供 无法协助 无法帮您 无法处理 无法满足 无法完成 无法编辑"
 
 
-@pytest.mark.parametrize("words", REFUSING)
+@pytest.mark.parametrize("words", [*REFUSING.strip().splitlines(), *SHORT.split()])
 def test_links_behind_a_refusal_are_left_alone(gateway: Gateway, words: str) -> None:
     """An answer without a picture: what it links to is none of it."""
-    error = failure("gemini", gateway, chat(words.replace("$", Shelf(gateway).link(FINAL))))
+    link = Shelf(gateway).link(FINAL)
+    error = failure("gemini", gateway, chat(f"{words} ![x]({link})"))
+    assert (error.kind, error.image_url, fetched(gateway)) == ("response", link, [])
+
+
+@pytest.mark.parametrize("shape", ["%s", '{"choices": [{"text": "%s"}]}'])
+def test_refusal_stands_wherever_words_do(gateway: Gateway, shape: str) -> None:
+    error = failure("gemini", gateway, Reply(body=shape % f"{SORRY} {Shelf(gateway).link(FINAL)}"))
     assert (error.kind, fetched(gateway)) == ("response", [])
-    assert error.image_url == Shelf(gateway).link(FINAL)
+
+
+@pytest.mark.parametrize("words", ["here's a generic one", "here is one", "here are two"])
+def test_no_refusal_of_the_picture(gateway: Gateway, words: str) -> None:
+    """What is refused is only a part of it."""
+    answer = json.dumps(chat(f"I can't draw real logos, but {words}: ![x]($LINK)"))
+    assert ask("gemini", gateway, answer).images == [FINAL]
 
 
 # --- Candidates are ranked, not filtered ---
@@ -539,6 +559,38 @@ RANKED = {
 def test_everything_that_may_be_a_picture_is_a_candidate(gateway: Gateway, body: str) -> None:
     """Decoding is the proof; where it stood decides only which comes first."""
     assert ask("gemini", gateway, body).images == [FINAL]
+
+
+DRAFTS = "thumbnail_url preview_url partial_image_b64 thought thinking reasoning_details"
+FOREIGN = "avatar favicon author_image user input_image request prompt.image support_image"
+FOREIGN += " callback webhook citations annotations"
+
+
+@pytest.mark.parametrize("key", f"{DRAFTS} {FOREIGN}".split())
+def test_what_is_less_likely_by_its_key_comes_last(gateway: Gateway, key: str) -> None:
+    """Drafts, what was sent, and whose it is: all before the result, and as good a picture."""
+    body = f'{{"{key}": {{"data": "$B64(DRAFT)"}}, "output": "$B64"}}'
+    assert ask("openai", gateway, body).images == [FINAL]
+
+
+LABELS = ("Image", "Your picture", "photo 1", "Download", "查看大图", "点击下载")
+EXTENSIONS = ("png", "jpg", "jpeg", "webp", "gif", "avif")
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_label_makes_a_link_a_picture_s(gateway: Gateway, label: str) -> None:
+    """It is as likely as one with a picture's name, so that the last one counts."""
+    words = json.dumps(chat(f"$LINK(DRAFT, d.png) and [{label}]($LINK(FINAL, 5f3a))"))
+    assert ask("gemini", gateway, words).images == [FINAL]
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_extension_makes_a_link_a_picture_s(gateway: Gateway, extension: str) -> None:
+    """In prose; and where it is a file's name, it makes it a link at all."""
+    words = json.dumps(chat(f"Image: $LINK(DRAFT, 1) and then $LINK(FINAL, x.{extension}) here"))
+    assert ask("gemini", gateway, words).images == [FINAL]
+    path = Shelf(gateway).path(FINAL, f"x.{extension}")[1:]
+    assert ask("openai", gateway, bodies.linked("openai", path)).images == [FINAL]
 
 
 def test_each_link_that_was_left_alone_is_told(gateway: Gateway) -> None:

@@ -33,7 +33,7 @@ MEANINGS = {  # kind, billed, may the same call succeed later
     ("quota", "no", True): "too fast",
     ("refused", "no", False): "refused",
     ("auth", "no", False): "auth",
-    ("rejected", "no", False): "rejected",
+    ("rejected", "no", False): "rejected",  # or "no model", with a hint of its own
     ("unavailable", "maybe", True): "passes",
     ("response", "yes", False): "unusable",
     ("response", "maybe", False): "words",
@@ -44,44 +44,19 @@ QUOTA = "You exceeded your current quota, please check your plan and billing det
 # followed by its harmless neighbours. The sentence of Google's rate limit is that of OpenAI's empty
 # account: the code decides.
 REAL = """
-no credit | 403 | insufficient_user_quota | 用户额度不足, 剩余额度: ＄0 | QuantumNous/new-api#7448
 no credit | 500 | insufficient_user_quota | No. | new-api, types/error.go: a code holds in a 500
-no credit | 403 | - | 预扣费额度失败, 用户剩余额度不足 | clacky-ai/openclacky#100
-no credit | 403 | pre_consume_token_quota_failed | not enough | MAX-API-Next/MAX-API#20
-no credit | 429 | insufficient_quota | QUOTA | OpenAI, error codes
-no credit | 400 | billing_hard_limit_reached | Hard limit | OpenAI, images
-no credit | 403 | 30001 | your account balance is insufficient | SiliconFlow, error codes
-no credit | 403 | - | User is locked. Reason: Exhausted balance. | fal-ai/fal#1112
-no credit | 403 | AccountOverdueError | overdue | Volcengine, docs/82379/1299023
-no credit | 400 | Arrearage | Access denied, good standing. | DashScope, error codes
-no credit | 403 | AllocationQuota.FreeTierOnly | used up | DashScope, error codes
-no credit | 400 | budget_exceeded | Max budget: 0.25 | BerriAI/litellm#22726
-no credit | 403 | - | Your team doesn't have any credits yet. | xAI, docs
+no credit | 429 | RESOURCE_EXHAUSTED | Your prepayment credits are depleted. | dyad-sh/dyad#3626
+no credit | 429 | RESOURCE_EXHAUSTED | It has exceeded its monthly spending cap. | Google
+no credit | 412 | PRECONDITION_FAILED | reaching the monthly spending limit | pollinations#12136
 auth | 403 | - | User is locked. Reason: Admin lock. | fal-ai/fal#1168
 rejected | 400 | - | not supported without a billing account linked | chatlabs#120
-too fast | 429 | rate_limit_exceeded | Rate limit reached | OpenAI, error codes
 too fast | 429 | RESOURCE_EXHAUSTED | QUOTA | google-gemini/gemini-cli#8437
 too fast | 429 | 429 | GeminiException - {"status": "RESOURCE_EXHAUSTED"} QUOTA | LiteLLM's words
 too fast | 429 | - | All accounts exhausted | Antigravity-Manager#1861
-refused | 400 | moderation_blocked | safety_violations=[sexual] | OpenAI, jeffstric/ZJT#480
-refused | 400 | - | rejected as a result of our safety system. | RanFeng/clipsketch-ai#6
-refused | 400 | content_filter | management policy | Azure, openai/openai-python#331
-refused | 400 | contentFilter | Your task failed. | Azure, images
-refused | 400 | 400 | litellm.ContentPolicyViolationError: {"code":"x"} | BerriAI/litellm#16072
 refused | 500 | sensitive_words_detected | No. | new-api, types/error.go
-refused | 400 | prompt_blocked | No. | new-api, types/error.go
-refused | 403 | 403 | your input was flagged for "x". No credits were charged. | OpenRouter
-refused | 400 | InputTextSensitiveContentDetected | No. | Volcengine, jeffstric/ZJT#480
-refused | 400 | DataInspectionFailed | No. | DashScope, error codes
-refused | 400 | 1301 | 输入内容可能包含不安全或敏感内容 | Zhipu, error codes
 rejected | 400 | - | Unknown parameter: 'moderation'. | the name of a field
 rejected | 400 | - | Invalid 'safety_identifier': too long. | the name of a field
-auth | 400 | INVALID_ARGUMENT | API key not valid. | Google
-auth | 400 | no_db_connection | No connected db. | LiteLLM without a database, on a wrong key
 passes | 500 | channel:invalid_key | No. | new-api, types/error.go: its own key
-rejected | 503 | model_not_found | No available channel | new-api, NanmiCoder/cc-haha#43
-rejected | 500 | invalid_request | size? | new-api, types/error.go
-rejected | 500 | convert_request_failed | n? | new-api, types/error.go
 rejected | 400 | FAILED_PRECONDITION | User location is not supported | big-AGI#284
 passes | 503 | - | 对于模型 x 无可用渠道 | one-api#2340: words alone, and so not surely free
 passes | 500 | bad_response_status_code | upstream error | new-api, types/error.go
@@ -94,23 +69,115 @@ rejected | 400 | - | Invalid safety_settings | the name of a field of Google's
 passes | 503 | 503 | all api_keys are rate-limited | proxies with many keys
 passes | 503 | - | Rate limit exceeded, retry later | words alone in a 5xx
 passes | 500 | - | output new_sensitive (1027) | MiniMax: words alone in a 5xx
-refused | 400 | - | triggering Azure OpenAI's content management policy. | comic-translate#416
 auth | 403 | Forbidden | blocked: it may violate our content policy | pollinations#12446
 passes | 408 | 408 | APITimeoutError - Request timed out. | BerriAI/litellm#3279
-passes | 425 | - | Too Early | RFC 8470
+"""
+# Codes that decide by themselves: what they mean | a status that alone means something else | codes
+CODES = """
+too fast | 400 | RESOURCE_EXHAUSTED rate_limit_exceeded RateLimitExceeded.EndpointRPMExceeded
+too fast | 400 | TooManyRequests Throttling.RateQuota token_concurrency_limit_reached
+no credit | 400 | insufficient_quota INSUFFICIENT_BALANCE insufficient_credits QuotaExceeded
+no credit | 400 | pre_consume_token_quota_failed exceeded_current_quota_error
+no credit | 400 | billing_hard_limit_reached AccountOverdueError Arrearage budget_exceeded
+no credit | 403 | AllocationQuota.FreeTierOnly entitlement_daily_limit_exceeded
+no credit | 400 | NOT_ENOUGH_BALANCE not_enough_credits billing_not_active
+refused | 400 | moderation_blocked content_filter contentFilter ContentPolicyViolationError
+refused | 400 | sensitive_words_detected InputTextSensitiveContentDetected prompt_blocked
+refused | 400 | DataInspectionFailed InputTextRiskDetection PUBLIC_ERROR_UNSAFE_GENERATION
+refused | 200 | ResponsibleAIPolicyViolation SAFETY BLOCKLIST PROHIBITED_CONTENT RECITATION SPII
+auth | 400 | API_KEY_INVALID invalid_api_key InvalidApiKey no_db_connection
+auth | 200 | authentication_error Unauthorized UNAUTHENTICATED
+no model | 503 | model_not_found ModelNotFound ModelNotOpen
+rejected | 500 | invalid_request InvalidParameter invalid_value INVALID_ARGUMENT invalid_image_file
+rejected | 500 | invalid_type not_found_error missing_required_parameter unsupported_parameter
+rejected | 500 | convert_request_failed bad_request_body validation_error unknown_parameter
+rejected | 500 | model_price_error
+passes | 200 | server_error upstream_error InternalError api_error ServerOverloaded UNAVAILABLE
+passes | 200 | timeout_error DEADLINE_EXCEEDED do_request_failed get_channel_failed
+passes | 200 | bad_response_body empty_response
+"""
+# Sentences that do, with one code or none: the meaning | such a status | the sentence
+SENTENCES = """
+too fast | 200 | {"status": "RESOURCE_EXHAUSTED"}
+too fast | 400 | Request was rejected due to rate limiting. Details: TPM limit reached.
+too fast | 200 | Too many requests, please slow down.
+too fast | 200 | 请求过于频繁，请稍后再试
+no credit | 429 | QUOTA
+no credit | 403 | token quota is not enough, token remain quota: ＄0.01, need quota: ＄0.05
+no credit | 400 | Billing hard limit has been reached
+no credit | 400 | Insufficient Balance
+no credit | 400 | Insufficient credits. Add more using https://openrouter.ai/settings/credits
+no credit | 400 | This request requires more credits, or fewer max_tokens.
+no credit | 403 | Sorry, your account balance is insufficient
+no credit | 400 | Your credit balance is too low to access the Anthropic API.
+no credit | 403 | User is locked. Reason: Exhausted balance. Top up your balance.
+no credit | 403 | The request failed because your account has an overdue balance.
+no credit | 400 | Access denied, please make sure your account is in good standing.
+no credit | 403 | The free tier of the model has been exhausted.
+no credit | 401 | The free quota has been used up.
+no credit | 400 | Budget has been exceeded! Current cost: 26.075, Max budget: 0.25
+no credit | 403 | Your team doesn't have any credits yet.
+no credit | 429 | Your team has used all available credits.
+no credit | 403 | Key limit exceeded (total limit). Manage it using https://openrouter.ai/keys
+no credit | 403 | not enough balance
+no credit | 400 | You do not have enough credits
+no credit | 400 | not enough api tokens
+no credit | 403 | 用户额度不足, 剩余额度: ＄0.000000
+no credit | 403 | 账户余额不足
+no credit | 401 | 该令牌额度已用尽 TokenStatusExhausted[sk-abc***xyz]
+no credit | 403 | 预扣费额度失败, 用户剩余额度: ＄0.539534, 需要预扣费额度: ＄2.906176
+no credit | 403 | 您的账户已欠费
+auth | 403 | Your resource has been temporarily blocked: it may violate our content policy.
+refused | 400 | Your request was rejected by the safety system.
+refused | 400 | Your request was rejected as a result of our safety system.
+refused | 400 | The prompt triggered Azure OpenAI's content management policy.
+refused | 400 | litellm.BadRequestError: litellm.ContentPolicyViolationError: AzureException
+refused | 400 | user sensitive words detected
+refused | 403 | It requires moderation and your input was flagged for "x". No credits were charged.
+refused | 403 | Your request was flagged by our content moderation system.
+refused | 400 | Invalid prompt: your prompt was flagged as potentially violating our usage policy.
+refused | 400 | Generated image rejected by content moderation.
+refused | 422 | It could not be processed: flagged by a content checker.
+refused | 403 | May contain senstive.....
+refused | 400 | The input text may contain sensitive information. Request id: 7f
+refused | 400 | Input data may contain inappropriate content.
+refused | 400 | The input text includes sensitive content.
+refused | 200 | input new_sensitive
+refused | 200 | 可能包含敏感词
+refused | 400 | 系统检测到输入或生成内容可能包含不安全或敏感内容
+auth | 400 | Incorrect API key provided: sk-abc***xyz.
+auth | 400 | Invalid API-key provided.
+auth | 400 | Authentication Error, Invalid proxy server token passed.
+auth | 400 | API key not valid. Please pass a valid API key.
+auth | 400 | 无效的令牌
+auth | 400 | 该令牌状态不可用
+no model | 400 | Invalid model name passed in model=x. Call `/v1/models` to view available models.
+no model | 400 | The model 'x' does not exist.
+no model | 400 | Model does not exist. Please check it carefully.
+rejected | 200 | invalid params
+passes | 200 | Provider returned error
+passes | 200 | The model is overloaded. Please try again later.
+passes | 200 | request timeout
+passes | 200 | system error
+passes | 200 | internal error
+passes | 200 | unknown error
 """
 STATUSES = {
     "auth": "401 403",
     "no credit": "402",
     "too fast": "429",
     "rejected": "400 404 405 409 413 415 418 422 451",
-    "passes": "500 501 502 503 504 520 521 522 523 524 529 599",
+    "passes": "408 425 500 501 502 503 504 520 521 522 523 524 529 599",
+    "unusable": "200",
 }
 HINTS = {401: "--check", 403: "--check", 404: "/v1", 429: "again", 402: "top up", 500: "again"}
 
 
 def meaning(error: ImageGenError) -> str | None:
-    return MEANINGS.get((error.kind, error.billed, error.retryable))
+    """A lasting lack of credit and of a model have hints of their own."""
+    found = MEANINGS.get((error.kind, error.billed, error.retryable))
+    assert ("Top up" in error.hint) == (found == "no credit")
+    return "no model" if "which image models" in error.hint else found
 
 
 def rows(text: str) -> list[list[str]]:
@@ -130,6 +197,23 @@ def test_words(expected: str, status: str, code: str, sentence: str, seen: str) 
     assert (meaning(error), error.status) == (expected, int(status))
     assert status in error.message and sentence.rstrip(".") in error.message
     assert error.hint
+
+
+@pytest.mark.parametrize(("expected", "status", "codes"), rows(CODES))
+def test_codes(expected: str, status: str, codes: str) -> None:
+    """Whatever the sentence and the status: each of these was seen in a gateway's answers."""
+    for code in codes.split():
+        assert (code, meaning(raised(int(status), canonical("No.", code, None)))) == (
+            code,
+            expected,
+        )
+
+
+@pytest.mark.parametrize(("expected", "status", "sentence"), rows(SENTENCES))
+def test_sentences(expected: str, status: str, sentence: str) -> None:
+    """Of gateways that send no code, or one that says nothing."""
+    for code in (None, "30001"):
+        assert meaning(raised(int(status), canonical(sentence, code, None))) == expected
 
 
 @pytest.mark.parametrize("body", [b"", page("example.com | A timeout  occurred", "x" * 9000)])
@@ -153,6 +237,11 @@ SHAPES = {  # all dialects in which a fault is told, and what must be heard
     "errors": ({"errors": [{"code": 7003, **BAD}]}, "Bad size"),
     "detail-list": ({"detail": [{"loc": ["body", "image"], "msg": "Bad size"}]}, "image: Bad size"),
     "message": (BAD, "Bad size"),
+    "error-message": ({"error_message": "Bad size"}, "Bad size"),
+    "msg": ({"error_code": 3, "error_msg": "Bad size"}, "Bad size"),
+    "status-msg": ({"base_resp": {"status_code": 9, "status_msg": "Bad size"}}, "Bad size"),
+    "description": ({"code": 24, "description": "Bad size"}, "Bad size"),
+    "a-list-of-words": ({"errors": ["Bad size"]}, "Bad size"),
     "problem": ({"title": "Bad size", "status": 400, "type": "about:blank"}, "Bad size"),
     "text": ("Bad size", "Bad size"),
     "comparison": ({"error": "width must be <4096 and >512"}, "width must be <4096 and >512"),
@@ -170,6 +259,12 @@ def test_fault_in_every_dialect(body: Any, words: str) -> None:
         assert words in error.message and error.message.isprintable()
 
 
+def test_error_that_states_a_use_may_have_been_billed() -> None:
+    """xAI charges for the picture that it then holds back."""
+    body = {**canonical("Generated image rejected by content moderation."), "usage": {"ticks": 2}}
+    assert (raised(400, body).kind, raised(400, body).billed) == ("refused", "maybe")
+
+
 def test_meaning_may_stand_deeper() -> None:
     """Google's details, Azure's inner error, and Google's list of one."""
     invalid = google(400, "INVALID_ARGUMENT", "No.", {"reason": "API_KEY_INVALID"})
@@ -177,13 +272,21 @@ def test_meaning_may_stand_deeper() -> None:
     assert meaning(raised(400, invalid)) == "auth"
     assert meaning(raised(400, inner)) == "refused"
     assert meaning(raised(429, [google(429, "RESOURCE_EXHAUSTED", QUOTA)])) == "too fast"
+    for key in ("code", "error_code", "errorCode", "reason", "type", "status", "error"):
+        assert (key, meaning(raised(400, {key: "insufficient_quota"}))) == (key, "no credit")
 
 
 CLASSIFIED = {  # answers of status 200 without a picture
     "429": (canonical("Rate limit exceeded", 429), "too fast", "Rate limit exceeded"),
     "404": ({"error": {"message": "Gone", "code": 404}}, "rejected", "Gone"),
+    "a-status": ({"status": 402, "detail": "Nothing left"}, "no credit", "Nothing left"),
+    "Baidu": ({"error_code": 17, "error_msg": "Day limit reached"}, "words", "Day limit"),
+    "Google": (bodies.native(finishReason="NO_IMAGE", finishMessage="Unable."), "words", "Unable."),
+    "BFL": ({"id": "a", "status": "Content Moderated", "result": None}, "refused", "Moderated"),
+    "safe": ({"data": [{"is_image_safe": False}]}, "unusable", "data.is_image_safe: False"),
+    "others-logs": ({"attempts": [{"log": {"code": 429}}]}, "unusable", "no image"),
     "524": ({"code": 524, "message": "Slow"}, "passes", "Slow"),
-    "unknown-model": (canonical("No such model", "model_not_found"), "rejected", "No such model"),
+    "unknown-model": (canonical("No such model", "model_not_found"), "no model", "No such model"),
     "filter": ({"choices": [{"finish_reason": "content_filter"}]}, "refused", "content_filter"),
     "no-image": ({"choices": [{"finish_reason": "NO_IMAGE"}]}, "unusable", "NO_IMAGE"),
     "a-page": (page("Welcome"), "words", "Welcome"),

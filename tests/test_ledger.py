@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import os
 import re
 import sqlite3
@@ -165,6 +166,7 @@ def test_every_end_says_what_it_cost(shop: Shop, name: str) -> None:
         assert (told["kind"], told["billed"]) == (kind, billed)
         assert outcome.err.splitlines()[-1].endswith(said)
     assert outcome.err.count("CNY") <= 1  # one total
+    assert "saved_at" not in told or shop.rows("paths") == [[json.dumps([told["saved_at"]])]]
     noted = shop.rows("kind billed cost_cny possible_cost_cny attempts")
     assert noted == [[kind, billed, certain, possible, len(replies)]]
     pictures = shop.rows("pictures")[0][0]
@@ -185,6 +187,18 @@ def test_malformed_sums(shop: Shop, monkeypatch: Any, name: str, texts: str) -> 
         assert name in error["message"] and error["hint"]
     assert shop.buy(flags="--dry-run").code == 3
     assert shop.gateway.requests == []
+
+
+def test_own_prices(shop: Shop, monkeypatch: Any) -> None:
+    """By plain name, whatever blanks are around; they win over the catalogue and over tokens."""
+    monkeypatch.setenv(PRICES, " GPT-image-2 = 0.002 ,, google/seedream-4=.5 ,")
+    outcome = shop.buy(*TOKENS, flags=GPT)
+    assert (outcome.json["estimated_cost_cny"], outcome.json["possible_cost_cny"]) == (0.002, 0.002)
+    assert ", less than 0.01 CNY\n" in outcome.err
+    assert shop.buy(flags=UNPRICED).json["estimated_cost_cny"] == 0.5
+    models = {row["name"]: row for row in shop.run("--list-models", "--json").json["models"]}
+    prices = [models[name]["price_cny"] for name in ("gpt-image-2", "gpt-image-1")]
+    assert prices == [0.002, 0.5]
 
 
 # --- The ledger ---
@@ -308,6 +322,17 @@ def test_costs(shop: Shop, monkeypatch: Any) -> None:
     *lines, _, unpriced = shop.run("--costs").out.splitlines()
     assert [line.split()[-4:] for line in lines[-4:]] == [["11", "13", "10.05", "10.05"]] * 4
     assert len({len(line) for line in lines[-8:]}) == 1 and "1 call" in unpriced
+    assert [line.split()[3] for line in lines[3:13]] == ["saved"] * 10
+
+
+@pytest.mark.parametrize("ledger", ["", "off"])
+def test_costs_of_nothing(shop: Shop, monkeypatch: Any, ledger: str) -> None:
+    """Without a ledger there are zeros."""
+    monkeypatch.setenv(LEDGER, ledger)
+    told = shop.run("--costs", "--json").json
+    assert (told["ledger"], told["models"], told["calls"]) == (None, [], [])
+    assert told["periods"] == dict.fromkeys(PERIODS, dict.fromkeys(SUMS, 0))
+    assert shop.run("--costs").out.splitlines()[0] == "ledger: none"
 
 
 # --- The budget ---

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import pictures
 import pytest
 from bodies import prompt_in, references_in
 from conftest import MODELS, Run, both_families, table
-from gateway import Gateway, Received, Reply
+from gateway import Gateway, Reply
 from PIL import Image
 
 GEMINI, GPT = MODELS["gemini"], MODELS["openai"]
@@ -354,28 +353,3 @@ def test_importing(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == ["1 []", "True", "0 2 3 []"]
     assert list(tmp_path.iterdir()) == []
-
-
-# --- Many at once ---
-
-
-def test_threads_get_their_own(gateway: Gateway, tmp_path: Path) -> None:
-    """'Safe to call from many threads': to each its picture or its error."""
-    errors = {"3": 401, "6": 429, "9": 500, "12": 400}
-
-    def reply(call: Received) -> Reply:
-        prompt = call.json.get("prompt") or call.json["messages"][0]["content"][0]["text"]
-        return Reply(errors.get(prompt, 200))
-
-    def one(prompt: str, model: str) -> Any:
-        try:
-            return generate.generate_image(prompt, model, output_path=f"{prompt}.png").stem
-        except generate.ImageGenError as error:
-            return error.status
-
-    gateway.answer_always(reply)
-    prompts = [str(number) for number in range(1, 13)]
-    with ThreadPoolExecutor(12) as pool:
-        results = list(pool.map(one, prompts, [GPT, GEMINI] * 6))
-    assert results == [errors.get(prompt, prompt) for prompt in prompts]
-    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 8

@@ -130,6 +130,46 @@ def test_gateway_out_of_reach(
     assert named in error["message"] and "pa55word" not in json.dumps(error)
 
 
+UNREACHED = "Max retries exceeded with url: /ssl (Caused by host='proxy.example'"
+WORDS = {  # what is said, and what a system, Python or urllib3 says of it, before anything was sent
+    "its name cannot be resolved": """
+        Failed to resolve 'x'
+        [Errno 11001] getaddrinfo failed
+        [Errno -2] Name or service not known
+        [Errno 8] nodename nor servname provided, or not known""",
+    "TLS failed": "[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)",
+    "PySocks": "Missing dependencies for SOCKS support.",
+    "the proxy cannot be reached": "Cannot connect to proxy.",
+    "the time allowed is over": """
+        Read timed out. (read timeout=30)
+        ConnectTimeoutError""",
+    "compression is broken": "Error -3 while decompressing data: incorrect header check",
+    "connection refused": f"{UNREACHED}: [Errno 111] Connection refused",
+    "the connection broke off": """
+        EOF occurred in violation of protocol (_ssl.c:1006)
+        SSLZeroReturnError(6, 'TLS/SSL connection has been closed (EOF)')
+        [Errno 104] Connection reset by peer
+        [Errno 32] Broken pipe
+        IncompleteRead(9 bytes read, 3 more expected)
+        Remote end closed connection without response""",
+}
+SAID = [(text.strip(), words) for words in WORDS for text in WORDS[words].strip().split("\n")]
+
+
+@pytest.mark.parametrize(("text", "words"), SAID)
+def test_fault_in_plain_words(
+    ask: Asker, gateway: Gateway, monkeypatch: Any, text: str, words: str
+) -> None:
+    """Their own text may quote headers and is never shown; some faults will not pass."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(text)
+
+    monkeypatch.setattr("requests.Session.request", fail)
+    error = ask.error(f"unavailable no {words not in ('TLS failed', 'PySocks')}")
+    assert words in error["message"]
+
+
 def test_tls_server_that_hangs_up(ask: Asker, reference: Path) -> None:
     """A balancer that is busy, not one that cannot be trusted: it is worth another try."""
     with server(lambda connection: connection.recv(4096)) as origin:
@@ -283,7 +323,9 @@ def test_longest_half_is_kept(ask: Asker, gateway: Gateway, kept: Path, referenc
     """Each attempt brought a part of a paid picture: the longest one is on disk."""
     body, end = body_of("gemini")
     start = end - len(base64.b64encode(FINAL))
-    gateway.answer(*(Reply(body=body, truncate=start + n) for n in (3000, 9000, 6000)))
+    other = json.dumps(answer("gemini", b"\xff\xd8\xff" + FINAL)).encode()  # greater, and shorter
+    cuts = [(other, 3000), (body, 9000), (body, 6000)]
+    gateway.answer(*(Reply(body=text, truncate=start + n) for text, n in cuts))
     saved = Path(ask.error(GONE, "--reference-image", reference)["saved_at"])
     assert [saved] == list(kept.iterdir())
     assert saved.read_bytes() == FINAL[: 9000 * 3 // 4]
@@ -352,33 +394,37 @@ def redirect(place: str) -> Reply:
     return Reply(302, {"Location": place})
 
 
-LINK_FAULTS = {
-    "expired": Reply(403, body="<Error><Message>Request has expired</Message></Error>"),
-    "page": Reply(body="<html>Sign in</html>"),
-    "damaged": Reply(body=FINAL[:9000]),
-    "cut": Reply(body=FINAL, truncate=9000),
-    "reset": Reply(body=FINAL, drop="body"),
-    "silent": Reply(hang="accept"),
-    "byte-a-second": Reply(body=FINAL, trickle=(1, 1.0)),
-    "redirects-for-ever": lambda received: redirect(received.target),
-    "to-a-file": redirect("file:///etc/passwd"),
-    "to-an-unknown-host": redirect("http://no-such-host.invalid/x.png"),
-    "to-nonsense": redirect("http://[:::"),
+EXPIRED = Reply(403, body="<Error><Message>Request has expired</Message></Error>")
+LINK_FAULTS = {  # and what is said of it
+    "expired": (EXPIRED, "cannot be fetched: the server answered 403"),
+    "page": (Reply(body="<html>Sign in</html>"), "leads to cannot be used: it is not a picture"),
+    "nothing": (Reply(body=b""), "it is empty"),
+    "damaged": (Reply(body=FINAL[:9000]), "image file is truncated"),
+    "cut": (Reply(body=FINAL, truncate=9000), "the connection broke off"),
+    "reset": (Reply(body=FINAL, drop="body"), "the connection broke off"),
+    "silent": (Reply(hang="accept"), "the time allowed is over"),
+    "byte-a-second": (Reply(body=FINAL, trickle=(1, 1.0)), "the time allowed is over"),
+    "redirects-for-ever": (lambda received: redirect(received.target), "answered 302"),
+    "to-a-file": (redirect("file:///etc/passwd"), "it is not an http or https address"),
+    "to-an-unknown-host": (redirect("http://no-such-host.invalid/x.png"), "cannot be resolved"),
+    "to-nonsense": (redirect("http://[:::"), "cannot be fetched"),
 }
 
 
-@pytest.mark.parametrize("reply", LINK_FAULTS.values(), ids=LINK_FAULTS)
-def test_link_that_fails(ask: Asker, gateway: Gateway, reference: Path, reply: Any) -> None:
+@table("reply, words", LINK_FAULTS)
+def test_link_that_fails(
+    ask: Asker, gateway: Gateway, reference: Path, reply: Any, words: str
+) -> None:
     """A paid image is never lost: its link, query and all, is in the error; none is paid twice."""
     url = f"{gateway.origin}/media/x.jpg?Expires=1&Signature=a%2Bb%3D&k={'v' * 900}"
     gateway.answer(Reply(body=linked("openai", url)))
     gateway.answer_always(reply, path="/media")
     error = ask.error("response yes", "--reference-image", reference, family="openai", timeout=1)
-    assert error["image_url"] == url
+    assert (error["image_url"], words in error["message"]) == (url, True), error["message"]
     call, *fetches = gateway.requests
     assert fetches[0].target == url[len(gateway.origin) :] and len(gateway.calls) == 1
     assert all(gateway.key not in str(fetch.headers) + fetch.target for fetch in fetches)
-    if reply is LINK_FAULTS["silent"]:  # slow storage, such as 12 s of 30, is not cut short
+    if reply is LINK_FAULTS["silent"][0]:  # slow storage, such as 12 s of 30, is not cut short
         assert fetches[1].at - fetches[0].at > 0.5 * generate.FETCH_TIMEOUT_S
 
 

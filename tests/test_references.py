@@ -71,7 +71,7 @@ def test_good_picture_arrives_as_it_is_meant(send: Send, name: str) -> None:
     if trap.fate == REMADE:
         see_through = trap.transparent or name == "cutout.png"
         assert image.mode == ("RGBA" if see_through else "RGB")
-        is_lossless = name.endswith((".png", ".gif", ".bmp", ".tiff"))
+        is_lossless = name.endswith((".png", ".gif", ".bmp", ".tiff", "lossless.webp"))
         fits = name not in ("noise-1024.png", "1-bit.png")
         assert image.format == ("PNG" if fits and (see_through or is_lossless) else "JPEG")
         assert getattr(image, "n_frames", 1) == 1 and not image.getexif()
@@ -409,6 +409,13 @@ def test_addresses(gateway: Gateway, run: Run, internet: Net, hosts: Any, calls:
     outcome = linked(run, "http://first.example/media/a")
     assert len(gateway.requests) == calls
     assert (outcome.code, "refused" in outcome.out) == ((0, False) if calls == 4 else (2, True))
+
+
+@pytest.mark.parametrize("rest", ["", "/x.png", "[::1/x.png", "h:99999/x.png", "[:::]/x"])
+def test_link_that_cannot_be_one(gateway: Gateway, run: Run, rest: str) -> None:
+    error = linked(run, f"https://{rest}").json["error"]
+    assert (error["kind"], error["retryable"]) == ("usage", False)
+    assert error["message"].rstrip(".").endswith(("malformed", "http or https address"))
 
 
 def test_link_is_judged_by_the_host_that_is_called(run: Run, internet: Net) -> None:

@@ -8,18 +8,9 @@ from typing import Any, Callable
 
 import pictures
 import pytest
-from bodies import (
-    DRAFT,
-    FINAL,
-    chat,
-    chat_request,
-    data_url,
-    image_request,
-    image_url,
-    references_in,
-)
+from bodies import chat_request, data_url, image_request, image_url, references_in
 from conftest import table
-from gateway import Gateway, Received, Reply
+from gateway import Gateway, Received
 from PIL import Image
 
 GEMINI, GPT, GPT_1 = "gemini-3-pro-image-preview", "gpt-image-2", "gpt-image-1"
@@ -222,22 +213,6 @@ def test_a_flag_changes_its_field_of_a_form(
     assert len(sent(gateway).files) == 1
 
 
-@table(
-    "name, words, path",
-    {
-        "told to be openai": ("my-model", ["--family=openai"], "/v1/images/generations"),
-        "told to be gemini": ("my-model", ["--family=gemini"], "/v1/chat/completions"),
-        "vendor of gemini": ("google/gemini-3-pro-image-preview", [], "/v1/chat/completions"),
-    },
-)
-def test_a_name_outside_the_catalogue_is_sent_as_it_was_typed(
-    gateway: Gateway, run: Any, name: str, words: list[str], path: str
-) -> None:
-    """The name is sent as given, whatever this gateway makes of it."""
-    run("--prompt", "a cup", "--model", name, *words)
-    assert (sent(gateway).path, sent(gateway).json["model"]) == (path, name)
-
-
 @pytest.mark.parametrize(
     ("base", "path"), [("/v1/", "/v1/chat/completions"), ("", "/chat/completions")]
 )
@@ -247,28 +222,6 @@ def test_the_endpoint_is_put_after_the_base_url(
     monkeypatch.setenv("OMNIMAAS_BASE_URL", gateway.origin + base)
     run("--prompt", "a cup")
     assert sent(gateway).target == path
-
-
-def test_references_of_other_vendors_models_are_a_form(
-    gateway: Gateway, run: Any, refs: Any
-) -> None:
-    """They go to /images/edits like the rest; what their gateway makes of it is its word."""
-    flags = refs("png")
-    run("--prompt", "a cup", "--model", "seedream-4.0", *flags)
-    assert sent(gateway).path == "/v1/images/edits"
-    assert references_in(sent(gateway)) == [("image/png", *data_of(flags))]
-
-
-def test_a_link_s_entities_are_undone(gateway: Gateway, run: Any) -> None:
-    """`&amp;` is an ampersand, and what stands behind such a link does not stand before it."""
-    draft = gateway.publish("draft.png", DRAFT)
-    final = gateway.publish("final.png", FINAL)
-    words = f"Here: {draft}?a=1&amp;b=2&amp;c=3&amp;d=4 and {final}?e=5&amp;f=6 for an avatar"
-    gateway.answer(Reply(body=chat(words)))
-    assert run("--prompt", "a cup", "--output", "out.png").code == 0
-    assert Path("out.png").read_bytes() == FINAL
-    targets = [received.target for received in gateway.requests[1:]]
-    assert targets == ["/media/final.png?e=5&f=6"]
 
 
 @pytest.mark.parametrize("size", [(300, 200), (2000, 1000)], ids=["small", "resized"])
@@ -287,16 +240,3 @@ def test_a_mask_goes_along_at_the_size_of_the_first_reference(
     assert size_of(first.data) == size_of(last.data) == (min(size[0], 1024), min(size[1], 512))
     assert pictures.has_hole(last.data)
     assert size[0] > 1024 or last.data == mask
-
-
-def test_a_mask_follows_its_reference_to_a_smaller_size(
-    gateway: Gateway, run: Any, short_waits: None
-) -> None:
-    """After a 524 the references go at 768 px, then 512 px, and so does the mask."""
-    Path("ref.png").write_bytes(pictures.picture(1000, 500))
-    Path("mask.png").write_bytes(pictures.picture(1000, 500, mode="RGBA"))
-    gateway.answer(Reply(524), Reply(524))
-    words = ["--prompt=a cup", "--model", GPT, "--reference-image=ref.png", "--mask=mask.png"]
-    assert run(*words).code == 0
-    sizes = [[size_of(part.data) for part in call.files] for call in gateway.calls]
-    assert sizes == [[(1000, 500)] * 2, [(768, 384)] * 2, [(512, 256)] * 2]

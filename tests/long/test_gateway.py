@@ -6,7 +6,6 @@ import base64
 import io
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gateway as stand_in
@@ -14,7 +13,7 @@ import openai
 import pytest
 import requests
 from conftest import table
-from gateway import Gateway, Reply, draw, event
+from gateway import Gateway, draw
 from PIL import Image
 
 pytestmark = pytest.mark.long
@@ -30,19 +29,6 @@ def client(gateway: Gateway) -> Any:
 
 def size_of(encoded: str) -> tuple[int, int]:
     return Image.open(io.BytesIO(base64.b64decode(encoded))).size
-
-
-def read(gateway: Gateway, reply: Reply) -> bytes:
-    """What arrives of an answer, up to its end or its fault."""
-    gateway.answer(reply)
-    received = b""
-    with requests.post(gateway.url, stream=True, timeout=10) as answer:
-        try:
-            for piece in answer.iter_content(None):
-                received += piece
-        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
-            received += b"FAULT"
-    return received
 
 
 def test_client_generates_and_edits(client: Any, gateway: Gateway) -> None:
@@ -90,30 +76,6 @@ def test_volcengine_calls_a_finished_picture_a_partial_success(client: Any, gate
 
 
 @table(
-    "options, seen",
-    {
-        "cut": ({"fault_after": 1}, b'data: {"a": 1}\n\nFAULT'),
-        "reset": ({"fault_after": 2, "drop": "body"}, b'data: {"a": 1}\n\n: ping\r\n\r\nFAULT'),
-        "broken": ({"fault_after": 1, "truncate": 3}, b'data: {"a": 1}\n\n: pFAULT'),
-        "whole": ({}, b'data: {"a": 1}\n\n: ping\r\n\r\nevent: x\ndata: {"type": "x"}\n\n'),
-    },
-)
-def test_streams_fail_where_they_are_told(gateway: Gateway, options: Any, seen: bytes) -> None:
-    events = [{"a": 1}, event(": ping", newline="\r\n"), {"type": "x"}]
-    assert read(gateway, Reply(events=events, **options)) == seen
-
-
-def test_hang_after_an_event_lasts_until_released(gateway: Gateway) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        reply = Reply(events=["data: 1", "data: 2"], fault_after=1, hang="body")
-        answer = pool.submit(read, gateway, reply)
-        gateway.wait_for_events(1)
-        assert not answer.done()
-        gateway.release()
-        assert answer.result(timeout=10) == b"data: 1\n\nFAULT"
-
-
-@table(
     "call, options, code",
     {
         "unknown model": ("generate", {"model": "gpt-image-3"}, "model_not_found"),
@@ -128,18 +90,6 @@ def test_requests_are_refused(client: Any, call: str, options: Any, code: str) -
     with pytest.raises(openai.APIStatusError) as caught:
         getattr(client.images, call)(**{**GPT, **options})
     assert caught.value.code == code
-
-
-def test_links_are_scripted_and_requests_recorded(gateway: Gateway) -> None:
-    url = gateway.publish("a.png", PNG)
-    redirected = (Reply(302, {"Location": "/media/b"}), Reply(404, body="<p>"))
-    gateway.answer(*redirected, Reply(trickle=(5000, 0)), Reply(endless=True), path="/media/")
-    first = requests.get(url, headers={"X-Extra": "1"}, timeout=10)
-    assert (first.status_code, first.headers["Content-Type"]) == (404, "text/html; charset=utf-8")
-    assert requests.get(url, timeout=10).content == PNG
-    with requests.get(url, stream=True, timeout=10) as endless:
-        assert sum(len(next(endless.iter_content(65_536))) for _ in range(9)) > len(PNG)
-    assert (len(gateway.requests), gateway.requests[0].headers["x-extra"]) == (4, "1")
 
 
 def test_command_finds_the_gateway() -> None:

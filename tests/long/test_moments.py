@@ -6,24 +6,20 @@ To be met there, the process waits at an event that an audit hook (PEP 578) sees
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import resource
 import select
 import signal
-import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
 import bodies
-import generate
 import pictures
 import pytest
 from conftest import Run, table
-from gateway import Gateway, Received, Reply
+from gateway import Gateway, Reply
 
 PICTURE = pictures.picture(120, 90, fmt="JPEG", noise=True)
 OLD = pictures.picture(60, 80, fmt="JPEG", noise=True, seed=1)
@@ -210,14 +206,6 @@ def is_kept(outcome: Any, kept: Path, data: bytes) -> None:
     assert str(path) in outcome.err and "Traceback" not in outcome.err
 
 
-def test_disk_that_is_full_from_the_start(gateway: Gateway, run: Run, disk_for: Any) -> None:
-    """The destination is proven writable before anything is sent."""
-    disk_for(5_000)
-    outcome = save(run)
-    assert (outcome.code, outcome.json["error"]["kind"], gateway.requests) == (2, "usage", [])
-    assert not Path("out").exists()
-
-
 def test_disk_that_fills_up(gateway: Gateway, run: Run, kept: Path, disk_for: Any) -> None:
     """The BMP that was asked for is too large, the JPEG that came is not: that one is kept."""
     Path("out").mkdir()
@@ -271,27 +259,3 @@ def test_of_several_pictures_every_one_is_saved_or_kept(
     places = [Path("out/asked.bmp"), *kept.iterdir(), Path("out/asked-3.bmp")]
     assert [path.read_bytes() for path in places] == images
     assert all(str(path.absolute()) in outcome.err for path in places)
-
-
-@pytest.mark.long
-def test_fifty_runs_with_the_default_name(
-    gateway: Gateway, tmp_path: Path, monkeypatch: Any
-) -> None:
-    """Default names never collide, however many runs start in the same second in one folder."""
-    made = [pictures.picture(100, 80, noise=True, seed=seed) for seed in range(50)]
-    together = threading.Barrier(50)
-
-    def reply(received: Received) -> Reply:
-        together.wait(2 * PATIENCE_S)
-        return answer(made[int(received.json["prompt"])])
-
-    gateway.answer_always(reply)
-    monkeypatch.setattr("tempfile.tempdir", "/tmp")  # there until the pool's server ends
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["generate", "requests", "PIL.Image"])
-    target = {"api_key": gateway.key, "base_url": gateway.url, "output_path": tmp_path}
-    run = partial(generate.generate_image, model="gpt-image-2", **target)
-    with context.Pool(50) as pool:
-        paths = pool.map(run, map(str, range(50)), chunksize=1)
-    assert [path.read_bytes() for path in paths] == made
-    assert sorted(tmp_path.iterdir()) == sorted(paths)
