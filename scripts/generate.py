@@ -781,8 +781,9 @@ MEANINGS = (
         r"|unsupported|convert_request|bad_request|validation_|unknown_param|model_price_error",
         phrases=r"invalid params",
     ),
+    # 103: an interim answer, which a proxy sent as the last one
     # 408 (LiteLLM): "APITimeoutError - Request timed out. model: azure/…"
-    Meaning(UnavailableError, True, "408|425|5.."),
+    Meaning(UnavailableError, True, "1..|408|425|5.."),
     # data: {"error": {"code": 502, "message": "Provider returned error"}} (OpenRouter, in a stream)
     # event: error with the type server_error (OpenAI, in a stream)
     # 200 with base_resp 1001 (MiniMax): "request timeout", and 1033: "system error"
@@ -871,7 +872,8 @@ ADDRESS = (
 MAX_LINK_CHARS = 4000
 PICTURE_NAME = r"(?i)\.(png|jpe?g|webp|gif|avif)\b"
 PICTURE_LABEL = r"(?i)(image|picture|photo|download|图|下载)[^][\n]{0,20}\]?[(:：]?\s*<?$"
-AVATAR = r"(?i)avatar|favicon|emoji"
+# ![avatar](…), ![logo](…): a service's own, below the picture
+AVATAR = r"(?i)avatar|favicon|emoji|\b(logo|icon|badge|banner|qr(code)?)\b"
 # error_msg (Baidu), finishMessage (Google), task_status_msg (Kling); mere text has no key.
 MESSAGE_KEYS = r"|\w*(message|msg)"
 UNLIKELY = 3  # the rank of a link that only stands in prose
@@ -1152,7 +1154,7 @@ def load_target(api_key: str | None = None, base_url: str | None = None) -> Targ
 
 
 def read_amount(text: str) -> float | None:
-    """A sum of money of 0 or more; None for anything else."""
+    """An amount of money, 0 or more; None for anything else."""
     is_amount = re.fullmatch(r"\s*(\d{1,12}(\.\d*)?|\.\d+)\s*", text, re.A)
     return float(text) if is_amount else None
 
@@ -1163,8 +1165,8 @@ def load_budget() -> float | None:
     budget = read_amount(text)
     if text and budget is None:
         raise ConfigError(
-            f"The budget {text!r} in {BUDGET_VARIABLE} is not a sum of money.",
-            "Set it to CNY a day, such as 50, or unset it.",
+            f"The budget {text!r} in {BUDGET_VARIABLE} is not an amount of money.",
+            "Set it to an amount in CNY a day, such as 50, or unset it.",
         )
     return budget
 
@@ -1326,7 +1328,7 @@ def check_size(model: Model, size: str) -> str:
     width, height = pixels_of(size)
     if size in model.sizes and size != "WxH":
         return size
-    if width and not model.is_catalogued:
+    if size.strip() and not model.is_catalogued:  # 2K (Seedream)
         return size
     if "WxH" in model.sizes and is_free_size(width, height):
         return size
@@ -1374,11 +1376,15 @@ def check_texts(args: Args) -> None:
     if args.negative_prompt:
         texts["negative prompt"] = args.negative_prompt
     for what, text in texts.items():
-        is_text = isinstance(text, str) and text.strip()
-        if not is_text or re.search("[\ud800-\udfff]", text):
+        if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):
             raise UsageError(
-                f"The {what} {text!a:.40} is blank or not UTF-8.",
-                "Say what the picture shows.",
+                f"The {what} {text!a:.40} is not a text in UTF-8.",
+                "Type it again, or give it in a file.",
+            )
+        if not text.strip():
+            raise UsageError(
+                f"The {what} {text!r} is blank.",
+                "Say what the picture shows, or lacks.",
             )
         if len(text) > MAX_PROMPT_CHARS:
             raise UsageError(
@@ -1404,7 +1410,7 @@ def check_shape(args: Args) -> None:
         return
     width, height = pixels_of(args.fit)
     if min(width, height) < MIN_FIT_PX or max(width, height) > MAX_FIT_PX:
-        hint = f"Use WIDTHxHEIGHT, each from {MIN_FIT_PX} to {MAX_FIT_PX}, such as 1080x1350."
+        hint = f"Use {MIN_FIT_PX} to {MAX_FIT_PX} pixels a side, written like 1080x1350."
         raise bad_value(args, "fit", hint)
 
 
@@ -1427,7 +1433,7 @@ def check_numbers(args: Args, model: Model) -> None:
     if args.stream and args.n > 1:
         raise UsageError(
             f"{stream} needs {n} to be 1, and it is {args.n}.",
-            "Leave one of the two out.",
+            f"Leave {stream} or {n} out.",
         )
 
 
@@ -1437,7 +1443,7 @@ def check_pictures(args: Args, model: Model) -> None:
     if count > model.max_references:
         most = model.max_references or "none"
         raise UsageError(
-            f"The number of reference images is {count}, and {model.name} takes {most}.",
+            f"There are {count} reference images, and {model.name} takes {most}.",
             f"Leave {references} out, or choose another model.",
         )
     if args.mask is None:
@@ -1474,7 +1480,7 @@ def check_request(args: Args) -> None:
     for name in args.params:
         if name in ARGUMENT_OF_PARAM:
             raise UsageError(
-                f"The parameter {name!r} cannot be set with {params}.",
+                f"{params} cannot set the field {name!r}, which has a place of its own.",
                 f"Use {args.label(ARGUMENT_OF_PARAM[name])} instead.",
             )
     try:
@@ -1542,7 +1548,7 @@ def validate_args(args: Args) -> Args:
     check_pictures(args, model)
     check_request(args)
     if args.use_case == "text-overlay" and model.family == "gemini":
-        warn("%s garbles small letters: gpt-image-2 is the model for text", model.name)
+        warn("%s garbles small letters; use gpt-image-2 for text", model.name)
     if price_of(model.name).picture is None:
         text = "the model %s is not in the catalogue: it is treated as %s, and its price is unknown"
         warn(text, model.name, model.family)
@@ -1933,12 +1939,12 @@ def fit_mask(path: PathLike | None, references: Sequence[Reference]) -> Referenc
     from PIL import Image
 
     first = references[0]
-    hint = "Give a PNG of that size, partly transparent."
+    hint = "Give a partly transparent PNG of the reference's size."
     with bytes_of(path, "mask", hint) as data, decoding(data) as image:
         if image.format != "PNG" or not has_transparency(image):
             raise PictureError("it is not a PNG with transparency")
         if image.size != first.full_size:
-            fault = "it is {}x{}, and its reference {}x{} pixels"
+            fault = "it has {}x{} pixels, and its reference has {}x{}"
             raise PictureError(fault.format(*image.size, *first.full_size))
         alpha = image.convert("RGBA").getchannel("A")
         if image.size != first.size or len(data) > REFERENCE_LIMIT_BYTES:
@@ -1994,14 +2000,20 @@ def nearest_ratio(size: Size) -> str:
     return nearest_shape(OPENAI_SIZE_BY_RATIO, width / height)
 
 
+def is_other_shape(width: int, height: int, asked: str | None) -> bool:
+    """Whether a picture has another shape than a ratio or size; auto, say, has none."""
+    if not re.fullmatch(r"[\d.]+[x:]\d+", asked or ""):
+        return False
+    return part_cut(width / height, shape_of(str(asked))) > RATIO_TOLERANCE
+
+
 def warn_of_shape(args: Args, references: Sequence[Reference]) -> None:
     """Say before anything is paid that an edit would get another shape than its reference."""
     if args.is_shaped or not references or args.family != "openai":
         return  # gemini keeps the shape of what it edits
     size = references[0].full_size
     width, height = size
-    cut = part_cut(width / height, shape_of(args.size or DEFAULT_SIZE))
-    if cut > RATIO_TOLERANCE:
+    if is_other_shape(width, height, args.size):
         flag = f"{args.label('aspect_ratio')} {nearest_ratio(size)}"
         text = "the reference is %dx%d and the picture will be %s; to keep its shape add %s"
         warn(text, width, height, args.size, flag)
@@ -2277,7 +2289,7 @@ def find_links(path: Route, text: str) -> dict[str, int]:
 
     It may be all of the text, above all under a key such as url; else see `links_in_prose`.
     """
-    text = text.strip()
+    text = text.strip().replace("\\/", "/")  # JSON within JSON (kie.ai's resultJson)
     address = ADDRESS if re.search(LINK_KEYS, keys_of(path)) else BARE_LINK
     if len(text) < MAX_LINK_CHARS and re.fullmatch(address, text):
         return {text: 0 if "/" in text else 1}  # fal's file_name is hardly an address
@@ -2607,7 +2619,7 @@ def handle_http_error(
     lowered = {name.lower(): value for name, value in (headers or {}).items()}
     if 300 <= status < 400:
         place = lowered.get("location", "nowhere")
-        body = f"it redirects to {place}, which a POST must not follow"
+        body = f"it redirects to {place}, and a request that may be billed follows no redirect"
     tree = parse_body(body)
     error = gateway_error(status, tree)
     counts = find_usage(tree).values()
@@ -2668,7 +2680,7 @@ def no_image_error(tree: Any, links: Sequence[str]) -> ImageGenError:
         what = f"The answer holds no image but the unfinished task {one_line(task)}"
         return ResponseError(
             as_sentence(what + quoted),
-            "Ask the gateway for that task's result: only finished pictures are read here.",
+            "Ask the gateway for the result of that task: only finished pictures are read here.",
             image_urls=links,
         )
     hints = []
@@ -2923,8 +2935,8 @@ def better_hint(error: ImageGenError, args: Args, target: Target) -> str:
     if is_loopback(target.url) and (is_unreached or isinstance(error, AuthError)):
         sources = " and ".join(dict.fromkeys([target.url_source, target.key_source]))
         return (
-            f"{error.hint} The base URL is on this machine: if it is that of a trial gateway "
-            f"which has ended, unset {sources}."
+            f"{error.hint} The base URL is on this machine: if it belongs to a trial gateway "
+            f"that has ended, unset {sources}."
         )
     return error.hint
 
@@ -3170,7 +3182,7 @@ def prove_writable(output: PathLike | None, family: str | None) -> Place:
         try_place(os.path.realpath(path))
     except (OSError, ValueError) as error:
         fault = f"The output {given!r} cannot be written: {reason(error)}."
-        raise UsageError(fault, "Choose another place.") from error
+        raise UsageError(fault, "Choose another file or folder.") from error
     _, extension = os.path.splitext(path)
     extension = extension.lower().rstrip(".")
     return Place(path, is_default, format_of(extension))
@@ -3213,7 +3225,7 @@ def format_of(extension: str) -> str:
         return name
     except Exception:
         fault = f"The extension {extension!r} is not a picture format that can be written."
-        raise UsageError(fault, "Use .jpeg, .png, .webp or none.") from None
+        raise UsageError(fault, "Use .jpeg, .png or .webp, or no extension.") from None
 
 
 @contextlib.contextmanager
@@ -3585,7 +3597,7 @@ class Entry:
         raise BudgetError(
             f"The budget of {self._budget:.2f} CNY a day does not allow this attempt of up to "
             f"{attempt_cny:.2f} CNY: {others['cny']:.2f} CNY may be spent already{unfinished}.",
-            f"The day ends at {ends}; before that only the user should raise {BUDGET_VARIABLE}.",
+            f"The day ends at {ends}; until then, only the user should raise {BUDGET_VARIABLE}.",
         )
 
     def _write(self, connection: sqlite3.Connection, row: Row) -> int | None:
@@ -4099,9 +4111,7 @@ def report(made: Generation, args: Args, target: Target, tally: Tally) -> None:
 def warn_of_other_shape(path: Path, width: int, height: int, args: Args) -> None:
     """Say that a saved picture has not the shape that was asked for."""
     asked = args.aspect_ratio or args.size
-    if args.fit or not asked or asked == "auto":
-        return
-    if part_cut(width / height, shape_of(asked)) > RATIO_TOLERANCE:
+    if not args.fit and is_other_shape(width, height, asked):
         warn("%s is %dx%d, not the shape %s", path, width, height, asked)
 
 
@@ -4173,7 +4183,7 @@ def generate(
     timeout           seconds that one attempt may take
     attempts          how often an image-to-image call is sent at most, 1 to 5
     proxy             such as "http://127.0.0.1:7890"; the environment's proxies are ignored
-    stream            ask for drafts as the picture is made, so that no proxy hangs up
+    stream            ask for drafts as the picture is made, so that proxies stay connected
     api_key           in place of the configured key
     base_url          in place of the configured gateway
     raises: ImageGenError, a subclass for each kind of failure
@@ -4221,7 +4231,7 @@ def generate_image(
     timeout           seconds that one attempt may take
     attempts          how often an image-to-image call is sent at most, 1 to 5
     proxy             such as "http://127.0.0.1:7890"; the environment's proxies are ignored
-    stream            ask for drafts as the picture is made, so that no proxy hangs up
+    stream            ask for drafts as the picture is made, so that proxies stay connected
     api_key           in place of the configured key
     base_url          in place of the configured gateway
 
@@ -4264,7 +4274,7 @@ def generate_openai(
     timeout          seconds that one attempt may take
     attempts         how often an image-to-image call is sent at most, 1 to 5
     proxy            such as "http://127.0.0.1:7890"; the environment's proxies are ignored
-    stream           ask for drafts as the picture is made, so that no proxy hangs up
+    stream           ask for drafts as the picture is made, so that proxies stay connected
 
     raises: ImageGenError, a subclass for each kind of failure
     """
@@ -4299,7 +4309,7 @@ def generate_gemini(
     timeout          seconds that one attempt may take
     attempts         how often an image-to-image call is sent at most, 1 to 5
     proxy            such as "http://127.0.0.1:7890"; the environment's proxies are ignored
-    stream           ask for drafts as the picture is made, so that no proxy hangs up
+    stream           ask for drafts as the picture is made, so that proxies stay connected
 
     raises: ImageGenError, a subclass for each kind of failure
     """
@@ -4531,7 +4541,7 @@ def add_call_flags(parser: Parser) -> None:
     flag(
         "--stream",
         action="store_true",
-        help="ask for drafts while the picture is made, so that no proxy hangs up",
+        help="ask for drafts while the picture is made, so that proxies stay connected",
     )
     flag(
         "--json",
@@ -4552,7 +4562,7 @@ def add_other_flags(parser: Parser) -> None:
     action(
         "--check",
         action="store_true",
-        help="show the set-up, and ask the gateway, for free, whether it accepts the key",
+        help="show the settings and ask the gateway, for free, whether it accepts the key",
     )
     action(
         "--list-models",
@@ -4736,7 +4746,7 @@ def act_costs(options: argparse.Namespace) -> Outcome:
     lines += ["", *aligned(sums)]
     unpriced = periods["all"]["unpriced"]
     if unpriced:
-        lines += ["", f"Not in these sums: {unpriced} calls whose price is unknown."]
+        lines += ["", f"These sums leave out {unpriced} calls whose price is unknown."]
     return costs, lines
 
 

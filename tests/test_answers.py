@@ -126,6 +126,7 @@ ITEMS = {  # the fields of the one item of `data`
 IMAGES = {
     **{name: f'{{"created": 1, "data": [{{{row}}}]}}' for name, row in ITEMS.items()},
     "the request": '{"input": {"image": "$B64(DRAFT)"}, "data": [{"b64_json": "$B64"}]}',
+    "a link before it": '{"page_image": "$LINK(DRAFT)", "data": [{"b64_json": "$B64"}]}',
     "documentation": '{"documentation_url": "$GONE", "data": [{"b64_json": "$B64"}]}',
     "the reference": '{"images": ["$B64(REFERENCE)", "$B64"]}',
     "fal": '{"images": [{"url": "$LINK", "content_type": "image/png"}], "prompt": "a cup"}',
@@ -431,6 +432,7 @@ def test_message_quotes_the_answer(gateway: Gateway, quote: str, body: str) -> N
     billed = "yes" if quote in WORDLESS else "maybe"
     assert (error.kind, error.billed) == ("response", billed)
     assert quote in f"{error} {error.image_url}"
+    assert ("reword the prompt" in error.hint) == (billed == "maybe" and quote != "/v1")
 
 
 REASONS = ("content_filter", "image_safety", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII")
@@ -477,6 +479,16 @@ def test_task_in_place_of_a_picture(gateway: Gateway, body: str) -> None:
     assert ("7f3a-task" if "7f3a-task" in body else "73") in error.message
 
 
+def test_task_of_a_lost_picture(gateway: Gateway) -> None:
+    """Its id is told, too, and so is every link, but no more than 12 of them are tried."""
+    gone = [f"{gateway.origin}/media/{number}.png" for number in range(14)]
+    error = failure("gemini", gateway, {"task_id": "7f3a-task", "images": gone})
+    assert "picture of the task 7f3a-task could not be retrieved" in error.message
+    assert "only 12 links" in error.message and "Download it soon" in error.hint
+    assert (error.image_urls, error.billed) == (gone[::-1], "yes")
+    assert len(set(fetched(gateway))) == 12
+
+
 # --- Paid, and nearly lost ---
 
 BRANDS = (b"avif", b"avis", b"heic", b"hevc", b"mif1", b"msf1")  # of AVIF and HEIF
@@ -488,13 +500,15 @@ def test_picture_that_does_not_decode_is_kept(gateway: Gateway, kept: Path, firs
     """A paid image is never lost: it may still be mended, or opened elsewhere."""
     error = failure("openai", gateway, bodies.made(first + bytes(200)))
     assert [str(path) for path in kept.iterdir()] == [error.saved_at]
+    assert f"The part that arrived is kept at {error.saved_at}." in error.hint
     assert Path(str(error.saved_at)).read_bytes() == first + bytes(200)
 
 
 @table("text", {text: (text,) for text in ("Here it is: $", "[View]($)", '<a href="$">View</a>')})
 def test_link_that_may_be_the_picture_s_is_told(gateway: Gateway, text: str) -> None:
     link = "https://gateway.example/v1/files/abc?sig=1"
-    assert failure("gemini", gateway, chat(text.replace("$", link))).image_url == link
+    error = failure("gemini", gateway, chat(text.replace("$", link)))
+    assert (error.image_url, link in error.hint) == (link, True)
 
 
 REFUSING = """
@@ -595,6 +609,6 @@ def test_extension_makes_a_link_a_picture_s(gateway: Gateway, extension: str) ->
 
 def test_each_link_that_was_left_alone_is_told(gateway: Gateway) -> None:
     links = [Shelf(gateway).link(data) for data in (FINAL, DRAFT)]
-    error = failure("gemini", gateway, chat(f"{SORRY} {bodies.markdown(*links)}"))
+    error = failure("gemini", gateway, chat(f"{SORRY} {bodies.markdown(*links, *links)}"))
     assert (error.kind, fetched(gateway)) == ("response", [])
     assert error.image_urls == links

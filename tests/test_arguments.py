@@ -73,8 +73,12 @@ BAD = {
 }
 OTHERS = {  # flags, and what the error must name: the thing, the value, what would be right
     "blank prompt": ("--prompt ' \t\n \u3000\u00a0'", "prompt blank"),
+    "prompt in Latin-1": ("--prompt 'caf\udce9'", "prompt UTF-8"),
+    "blank negative prompt": ("--negative-prompt ' '", "negative blank"),
+    "prompt without quotes": ("--prompt red cup", "cup quotes"),
+    "dry run of a bad output": ("--dry-run --output pipe", "pipe"),
     "4001 characters": (f"--prompt {'茶' * 4001}", "prompt 4001 4000"),
-    "prompt twice over": ("--prompt cup --prompt-file good.txt", "--prompt --prompt-file"),
+    "prompt twice over": ("--prompt cup --prompt-file good.txt", "--prompt together --prompt-file"),
     "endless prompt file": ("--prompt-file /dev/zero", "prompt 4000"),
     "negative prompt too long": (f"--negative-prompt {'x' * 4001}", "negative 4001 4000"),
     "not of gpt-image-1": ("--model gpt-image-1 --size 1536x864", "1536x864 1536x1024"),
@@ -158,7 +162,7 @@ def test_without_any_prompt_both_flags_are_named(run: Any, gateway: Gateway) -> 
         f"{GPT} --n 10 --size 1280x512 --timeout 86400 --attempts 1 {references(16)}",
         f"{GPT} --size 3840x2160 --output new/folder/out.WEBP",
         f"{GPT} --size 480x1440",
-        "--model gpt-image-1 --size auto",
+        "--model gpt-image-1 --size auto --proxy socks5h://127.0.0.1:1",
         "--model gpt-image-9 --size 1000x1000",
     ],
     ids=len,

@@ -405,6 +405,30 @@ def test_no_wait_after_the_last_fetch(ask: Asker) -> None:
     assert (len(ask.gateway.requests), [s for s in ask.waited if s]) == (1 + 3, [1, 4])
 
 
+def test_interrupt_between_two_fetches(ask: Asker, monkeypatch: Any) -> None:
+    """The picture is paid for: its link is told, and one that is there already is saved."""
+    monkeypatch.setattr(generate.STOP, "wait", lambda seconds: True)
+    gone = {"url": f"{ask.gateway.origin}/media/gone.png"}
+    ask.gateway.answer(Reply(body={"data": [gone]}))
+    error = ask(model="gpt-image-2").json["error"]
+    assert (error["kind"], error["billed"]) == ("interrupted", "yes")
+    assert error["image_urls"] == [gone["url"]]
+    ask.gateway.answer(Reply(body={"data": [{"b64_json": bodies.b64(bodies.FINAL)}, gone]}))
+    facts = ask(model="gpt-image-2", n=2).json
+    assert facts["ok"] and gone["url"] in str(facts["warnings"])
+
+
+@pytest.mark.parametrize("references", [[], ["none.png"]])
+def test_nothing_begins_after_an_interrupt(
+    gateway: Gateway, monkeypatch: Any, references: list[str]
+) -> None:
+    """Nor is any reference read."""
+    monkeypatch.setattr(generate.STOP, "is_set", lambda: True)
+    with pytest.raises(generate.Interrupted, match="Nothing was sent") as caught:
+        generate.generate_gemini("a cup", ref_images=references)
+    assert (caught.value.billed, gateway.requests) == ("no", [])
+
+
 # --- How long the gateway asks to wait ---
 
 

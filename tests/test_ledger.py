@@ -117,6 +117,7 @@ REFUSED = Reply(400, body=bodies.canonical(code="moderation_blocked"))
 GPT, UNPRICED = "--model gpt-image-2", "--model seedream-4"
 FREE, MAYBE = "] not billed", "] may have been billed: up to 1.00 CNY"
 TOKENS = used(prompt_tokens=1000, completion_tokens=4000)
+GOOGLES = used(promptTokenCount=1000, candidatesTokenCount=4000)
 NO_INPUT = used(input_tokens=0, output_tokens=10**6)
 SPOILT = {"data": [{"b64_json": bodies.b64(bodies.FINAL[:9000])}]}
 DEAR = Reply(body={**SPOILT, "usage": {"input_tokens": 1000, "output_tokens": 4000}})
@@ -145,9 +146,11 @@ ENDS = {
     "R late, key": ([LATE, KEY], "", 4, "auth", "maybe", 0, 1, MAYBE),
     "R late": ([LATE] * 3, "", 6, "unavailable", "maybe", 0, 3, "billed: up to 3.00 CNY"),
     "R all": ([Reply(429), LATE, EMPTY], "", 9, "response", "yes", 1, 2, f"] billed: {PARTLY}"),
+    "R later": ([LATE, LATE, picture], "", 0, None, "yes", 1, 3, "with the 2 attempts that failed"),
     # where the tokens come to more than the price
     "tokens": (TOKENS, GPT, 0, None, "yes", 0.35, 0.8179, ", possibly 0.82 by the tokens used\n"),
     "tokens, lost": ([DEAR], GPT, 9, "response", "yes", 0.35, 0.8179, "0.82 by the tokens used"),
+    "Google's": (GOOGLES, GPT, 0, None, "yes", 0.35, 0.8179, "possibly 0.82 by the tokens used\n"),
     "absurd": (ABSURD, GPT, 0, None, "yes", 0.35, 0.35, ", about 0.35 CNY\n"),
     "zero": (NO_INPUT, GPT, 0, None, "yes", 0.35, 0.35, ", about 0.35 CNY\n"),
 }  # fmt: skip
@@ -280,6 +283,9 @@ def test_ledger_that_cannot_be_used(shop: Shop, monkeypatch: Any, kind: str, nam
         assert shop.run("--costs").code == 3
         monkeypatch.setenv(BUDGET, "50")
         assert (shop.buy().code, len(shop.gateway.calls)) == (10, 1)
+        told = shop.run("--check", "--json").json
+    assert told["budget_left_cny"] is None
+    assert "what is left of the budget" in told["warnings"][0]
     assert not before or shop.ledger.read_bytes() == before
 
 
@@ -323,6 +329,12 @@ def test_costs(shop: Shop, monkeypatch: Any) -> None:
     assert [line.split()[-4:] for line in lines[-4:]] == [["11", "13", "10.05", "10.05"]] * 4
     assert len({len(line) for line in lines[-8:]}) == 1 and "1 call" in unpriced
     assert [line.split()[3] for line in lines[3:13]] == ["saved"] * 10
+
+
+def test_costs_tell_local_time(shop: Shop, clock: Any) -> None:
+    clock("2026-06-15 00:30", CHINA)
+    shop.buy()
+    assert "\n2026-06-15 00:30:00  gemini" in shop.run("--costs").out
 
 
 @pytest.mark.parametrize("ledger", ["", "off"])
@@ -394,11 +406,16 @@ def test_message_of_the_budget(shop: Shop, monkeypatch: Any, start: Any) -> None
     assert {*re.findall(r"\d+\.\d\d", error["message"])} == {"2.50", "2.05", "1.00", "0.50"}
     assert f"{datetime.date.today() + datetime.timedelta(1)} 00:00" in error["hint"]
     names = ["gpt-image-2", "gpt-5", "google/gemini-3-pro-image", "seedream-4"]
-    shop.gateway.answer(Reply(body={"data": [{"id": name} for name in names]}), path="/models")
+    models = Reply(body={"models": [*({"name": name} for name in names[:3]), names[3]]})
+    shop.gateway.answer_always(models, path="/models")
     told = shop.run("--check", "--json").json
     assert (told["models"], told["budget_cny"], told["budget_left_cny"]) == (4, 2.5, 0.45)
     prices = [("gpt-image-2", 0.35), ("google/gemini-3-pro-image", 1), ("seedream-4", None)]
     assert told["image_models"] == [{"name": name, "price_cny": price} for name, price in prices]
+    monkeypatch.setenv(BUDGET, "2")
+    text = shop.run("--check").out
+    assert re.search(r"\ngpt-image-2 +0.35 CNY\n(.*\n)+seedream-4 +price unknown\n", text)
+    assert re.search(r"\nbudget.left\D* 0\.0+( CNY)?\n", text)
 
 
 # --- Many at once ---

@@ -128,6 +128,8 @@ def test_gateway_out_of_reach(
     ask.at(origin)
     error = ask.error("unavailable no True", "--reference-image", reference, *flags)
     assert named in error["message"] and "pa55word" not in json.dumps(error)
+    is_here = "unset OMNIMAAS_BASE_URL and OMNIMAAS_API_KEY" in error["hint"]
+    assert is_here == origin.startswith("http://127")
 
 
 UNREACHED = "Max retries exceeded with url: /ssl (Caused by host='proxy.example'"
@@ -237,7 +239,9 @@ FAULTS = {
 def test_fault_of_the_gateway(ask: Asker, gateway: Gateway, reply: Reply, expected: str) -> None:
     """--timeout is the total time of an attempt; a status that did arrive is believed."""
     gateway.answer(reply)
-    ask.error(expected, timeout=1)
+    error = ask.error(expected, timeout=1)
+    is_late = "gave no answer: the time allowed is over" in error["message"]
+    assert ("Allow more time, with --timeout" in error["hint"]) == is_late
     assert len(gateway.calls) == 1
 
 

@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import stat
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -251,12 +252,23 @@ def test_turned_picture_of_the_right_size(save: Run, flags: list[str]) -> None:
     assert (facts["width"], facts["height"]) == (160, 120)
 
 
-def test_memory_runs_out(save: Run, monkeypatch: Any) -> None:
-    """Enlarging may take more than there is: the paid picture is kept all the same."""
+@pytest.mark.parametrize("temporary", ["", "/dev/null/none"])
+def test_memory_runs_out(save: Run, monkeypatch: Any, temporary: str) -> None:
+    """The paid picture is kept all the same, at home where there is no temporary folder."""
     monkeypatch.setattr(ImageOps, "fit", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
+    monkeypatch.setattr("tempfile.tempdir", temporary or tempfile.tempdir)
     error = save(PICTURE, *FITTED, "--json").json["error"]
     assert (error["kind"], error["billed"]) == ("save", "yes")
+    assert "MemoryError" in error["message"]
     assert Path(error["saved_at"]).read_bytes() == PICTURE
+    assert (Path(error["saved_at"]).parent == Path.home()) == bool(temporary)
+
+
+def test_two_pictures_in_one_jpeg(save: Run) -> None:
+    """As some phones and models make them; it is a JPEG all the same."""
+    data = pictures.frames("MPO").ljust(10_001, b"\0")
+    assert save(data, "--output", "cup.jpg", "--json").json["format"] == "JPEG"
+    assert Path("cup.jpg").read_bytes() == data
 
 
 def test_drive_that_does_not_exist(save: Run, monkeypatch: Any, tmp_path: Path) -> None:

@@ -228,6 +228,7 @@ def test_traceback(gateway: Gateway, run: Run, monkeypatch: Any) -> None:
     monkeypatch.setattr(generate, "compose_prompt", fail)
     done = run(*OPENAI, "--json")
     assert (done.code, done.json["error"]["kind"]) == (1, "internal")
+    assert "RuntimeError" in done.json["error"]["message"]
     assert "Traceback" in done.err and "KeyError" in done.err
     assert leaks(*shown(done)) == []
 

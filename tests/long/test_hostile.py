@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -124,32 +123,6 @@ def test_answer_that_unfolds_for_ever(gateway: Gateway, start: str, code: int) -
     gateway.answer(Reply(200, {"Content-Encoding": "gzip"}, unfolding(start.encode())))
     assert frugal("--output", "x.jpeg")[0] == code
     assert code or Path("x.jpeg").read_bytes() == PICTURE
-
-
-STRANGE = [" a  b ", 'it\'s "so" `x` $HOME', "two\nlines", "🍎 苹果 e\u0301", "-n", "--json"]
-STRANGE += [
-    "@file",
-    ".hidden",
-    "%s %(x)s {0}",
-    "a\\b",
-    "*?[x];|&<>",
-    "C:x#y",
-    "\x1b[31m",
-    "x" * 250,
-]
-
-
-@pytest.mark.parametrize("name", STRANGE)
-def test_strange_name(run: Run, gateway: Gateway, tmp_path: Path, name: str) -> None:
-    """For the reference and the output: read, written and printed exactly, and never sent."""
-    (tmp_path / f"{name}.png").write_bytes(pictures.picture())
-    gateway.answer(answer(PICTURE))
-    words = ["--model", GPT, f"--reference-image={name}.png", f"--output={name}.jpg"]
-    outcome = run("--prompt", "x", *words)
-    assert (outcome.code, outcome.out) == (0, f"{tmp_path}/{name}.jpg\n")
-    assert (tmp_path / f"{name}.jpg").read_bytes() == PICTURE
-    (part,) = gateway.calls[0].files
-    assert re.fullmatch(r"[\w.-]+\.png", part.filename, re.ASCII)
 
 
 @pytest.mark.long
