@@ -612,7 +612,7 @@ SIGNATURES = {
     "GIF": rb"GIF8[79]a",
     "BMP": rb"BM.{12}[\x0c-\x7c]\0\0\0",
     "TIFF": rb"II\*\0|MM\0\*|II\+\0|MM\0\+",
-    "AVIF": rb"....ftypavi[fs]",
+    "AVIF": rb"....ftyp(avi[fs]|m[is]f1.{4,40}avi[fs])",
     "HEIF": rb"....ftyp(he[iv][a-z]|mif1|msf1)",
 }
 ORIENTATION = 0x0112  # EXIF's tag
@@ -782,8 +782,9 @@ MEANINGS = (
         phrases=r"invalid params",
     ),
     # 103: an interim answer, which a proxy sent as the last one
+    # 499 (nginx, Google's CANCELLED): somebody on the way hung up
     # 408 (LiteLLM): "APITimeoutError - Request timed out. model: azure/…"
-    Meaning(UnavailableError, True, "1..|408|425|5.."),
+    Meaning(UnavailableError, True, "1..|408|425|499|5.."),
     # data: {"error": {"code": 502, "message": "Provider returned error"}} (OpenRouter, in a stream)
     # event: error with the type server_error (OpenAI, in a stream)
     # 200 with base_resp 1001 (MiniMax): "request timeout", and 1033: "system error"
@@ -798,6 +799,7 @@ MEANINGS = (
     ),
     Meaning(ResponseError, False, "2.."),
     Meaning(RejectedError, False, "404", hint="Check the base URL: most end in /v1."),
+    Meaning(RejectedError, False, "3..", hint="Set the base URL to where it redirects."),
     Meaning(RejectedError, False, ""),
 )
 # Where a gateway speaks of itself: error.*, *.error.*, base_resp.* (MiniMax), output.* (DashScope),
@@ -847,6 +849,12 @@ WIRE_FAULTS = (
     (r"reset|broken pipe|closed|incomplete|disconnected|remote end", BROKE_OFF),
 )
 
+# The kinds of a stream's events: image_generation.partial_image (OpenAI), image.generation.chunk
+# (chatgpt2api), image_generation.partial_succeeded (Volcengine: a finished picture)
+DRAFT_EVENT = r"partial_image$|image.*\.chunk$"
+FINAL_EVENT = r"(completed|partial_succeeded|image.*\.result)$"
+ERROR_EVENT = r"(^|[._])(error|failed)$"
+
 # Where in an answer a picture stands, by the names of the keys on the way to it.
 # rank 1: a draft or a smaller one: thumbnail_url (Replicate's relatives), reasoning_details
 # (OpenRouter), partial_image_b64 (OpenAI's Responses)
@@ -856,6 +864,11 @@ FOREIGN_KEYS = (
     r"(?i:avatar|favicon|emoji|icon|logo)"
     r"|(?<![A-Za-z])(?i:author|user|profile|input|request|prompt|mask|help|support|docs?|homepage"
     r"|website|terms|policy|policies|callback|webhook|citations?|annotations?)(?![a-z])"
+)
+# Where the API itself puts the result, whatever else a gateway adds: data[].url, a chat's content …
+STANDARD_PLACE = (
+    r"(data\.)?(url|b64_json)|(choices\.(message|delta)\.)?content(\..*)?"
+    r"|choices\.(message|delta)\.images(\..*)?"
 )
 LINK_KEYS = r"(?i)ur[li]|link|href|src|path|image|file|output|result"
 BASE64 = r"[A-Za-z0-9+/_%-]{56}[A-Za-z0-9+/_%\r\n-]*={0,2}"
@@ -1093,7 +1106,7 @@ def load_base_url(key_source: str | None = None, given: str | None = None) -> tu
     variables = URL_VARIABLES.values()
     url, source = first_set(variables) if given is None else (given, "base_url")
     if source:
-        return check_url(url.rstrip("/"), source), source
+        return check_url(str(url).rstrip("/"), source), source
     if not key_source:
         _, key_source = load_api_key()
     if key_source in (KEY_SOURCES[0], KEY_FILES[0]):
@@ -1198,6 +1211,8 @@ def ledger_path() -> str | None:
     state = os.environ.get("XDG_STATE_HOME", "")
     if not os.path.isabs(state):
         state = os.path.expanduser("~/.local/state")
+    if not os.path.isabs(state):
+        return None  # a user without a home
     return os.path.join(state, "product-shots-image-gen", "ledger.db")
 
 
@@ -1229,7 +1244,7 @@ def find_model(name: str, family: str | None = None, family_flag: str = "family"
     if family not in (None, model.family):
         raise UsageError(
             f"The family of {name!r} is {model.family!r}, not {family!r}.",
-            f"Leave {family_flag} out, or choose another model.",
+            "Choose another model or family.",
         )
     return model._replace(name=str(name))
 
@@ -1467,9 +1482,9 @@ def check_pictures(args: Args, model: Model) -> None:
 
 def check_request(args: Args) -> None:
     params, output = args.label("params"), args.label("output")
-    if not isinstance(args.params, Mapping):
+    if not isinstance(args.params, Mapping) or not all(isinstance(n, str) for n in args.params):
         raise UsageError(
-            f"{params} is not a mapping.",
+            f"{params} is not a mapping of names.",
             'Write it like {"quality": "high"}.',
         )
     if not isinstance(args.output, (str, os.PathLike, type(None))):
@@ -1501,7 +1516,9 @@ def check_request(args: Args) -> None:
 
 def read_references(args: Args) -> tuple[ReferenceLike, ...]:
     """The references as bytes, links and paths; raises UsageError."""
-    given = args.reference_images or ()
+    given: Any = args.reference_images
+    if given is None:
+        given = ()
     if isinstance(given, (str, bytes, os.PathLike)):
         given = (given,)
     try:
@@ -1744,7 +1761,7 @@ def load(image: Any, share: float) -> None:
     It comes before getexif, which may hide that a picture is damaged.
     """
     width, height = image.size
-    image.draft(None, (int(width * share), int(height * share)))
+    image.draft(None, (math.ceil(width * share), math.ceil(height * share)))
     image.load()
 
 
@@ -1978,7 +1995,9 @@ def fitted(picture: Picture, width: int, height: int, name: str) -> Picture:
 
     One that has these pixels already is only brought into that format.
     """
-    if picture.size == (width, height):
+    with decoding(picture.data) as source:
+        is_stored_upright = source.size == picture.size
+    if picture.size == (width, height) and is_stored_upright:
         return in_format(picture, name)
     from PIL import ImageOps
 
@@ -2120,7 +2139,7 @@ class Inbox:
             return  # more lines may complete it
         self._data.clear()
         if isinstance(event, dict):
-            kind = event.get("type") or self._event_name
+            kind = event.get("type") or self._event_name or event.get("object")
             self._take_event(event, str(kind))
         elif isinstance(event, list):
             self.events.append(event)
@@ -2130,13 +2149,13 @@ class Inbox:
     def _take_event(self, event: JsonObject, kind: str) -> None:
         is_done = is_final(event, kind)
         has_index = event.get("partial_image_index") is not None
-        if kind.endswith("partial_image") or (has_index and not is_done):
+        if re.search(DRAFT_EVENT, kind) or (has_index and not is_done):
             self.draft = event
             self.drafts += 1
             if self._notify:
                 self._notify(self.drafts)
             return
-        if kind in ("error", "upstream_error") and not event.get("error"):
+        if re.search(ERROR_EVENT, kind) and not event.get("error"):
             event = {"error": event}
         self.has_failed = self.has_failed or bool(event.get("error"))
         for choice in list_in(event, "choices"):
@@ -2172,14 +2191,14 @@ def list_in(tree: JsonObject, key: str) -> list[JsonObject]:
 def is_final(event: JsonObject, kind: str) -> bool:
     """Whether a stream's event says that the picture is complete.
 
-    image_generation.completed (OpenAI), image_generation.partial_succeeded (Volcengine: a finished
-    picture), a finish_reason (chats), finishReason (Google), or a whole answer in one event.
+    It is a FINAL_EVENT, has a finish_reason (chats) or a finishReason (Google), or is a whole
+    answer in one event.
     """
     choices = [*list_in(event, "choices"), *list_in(event, "candidates")]
     reasons = [choice.get("finish_reason") or choice.get("finishReason") for choice in choices]
     if event.get("error") or "error" in reasons:  # OpenRouter ends a broken stream so
         return False
-    has_ended = any(reasons) or kind.endswith(("completed", "partial_succeeded"))
+    has_ended = any(reasons) or bool(re.search(FINAL_EVENT, kind))
     is_whole = list_in(event, "data") or any(choice.get("message") for choice in choices)
     return bool(has_ended or is_whole)
 
@@ -2330,12 +2349,13 @@ class Reading(NamedTuple):
     """One way to read an answer: for every picture that was made its alternatives, best first."""
 
     rank: int
+    is_standard: bool  # it stands where the API puts the result
     pictures: list[list[Candidate]]
 
-    def order(self) -> tuple[int, bool]:
+    def order(self) -> tuple[int, bool, bool]:
         """The likeliest first, and bytes before links."""
         best = self.pictures[0][0]
-        return self.rank, not best.data
+        return self.rank, not self.is_standard, not best.data
 
 
 def place_of(path: Route) -> tuple[str, Route]:
@@ -2358,14 +2378,15 @@ def arrange(candidates: Sequence[Candidate], family: str) -> list[Reading]:
     for candidate in candidates:
         path = candidate.path if family == "openai" else ()
         top, element = place_of(path)
-        pictures = readings.setdefault((candidate.rank, top), {})
+        is_standard = bool(re.fullmatch(STANDARD_PLACE, keys_of(candidate.path)))
+        pictures = readings.setdefault((candidate.rank, is_standard, top), {})
         pictures.setdefault(element, []).insert(0, candidate)
     ordered = []
-    for (rank, _), pictures in readings.items():
+    for (rank, is_standard, _), pictures in readings.items():
         groups = list(pictures.values())
         for group in groups:
             group.sort(key=lambda candidate: not candidate.data)
-        ordered.append(Reading(rank, groups))
+        ordered.append(Reading(rank, is_standard, groups))
     return sorted(ordered, key=Reading.order)
 
 
@@ -2526,9 +2547,11 @@ def opens_as_refusal(tree: Any) -> bool:
 
 
 def task_ids(tree: Any) -> list[str]:
-    """The ids by which a gateway names work that it has only begun."""
+    """The ids by which a gateway names work that it has only begun, and that has not failed."""
     names = "(task|job|generation|prediction)_?id"
-    states = " ".join(texts_under(tree, "status|state"))
+    states = " ".join(texts_under(tree, r"\w*(status|state)"))
+    if re.search("(?i)fail|error|cancel", states):
+        return []
     if re.search(UNFINISHED, states):
         names += "|(request_?)?id"
     return texts_under(tree, names)
@@ -2540,10 +2563,14 @@ def snake_case(words: str) -> str:
 
 
 def fits(row: Meaning, status: int, codes: str, sentence: str) -> bool:
-    """Whether an answer means this. A 5xx is never judged by its sentence."""
+    """Whether an answer means this.
+
+    A 5xx is never judged by its sentence, and only a gateway's own 500 and 503 by their codes.
+    """
     if not re.match(row.status, str(status)):
         return False
-    if row.codes and re.search(row.codes, codes):
+    has_own_codes = status < 500 or status in (500, 503)
+    if row.codes and has_own_codes and re.search(row.codes, codes):
         return True
     if row.phrases and status < 500 and re.search(row.phrases, sentence, re.I):
         return True
@@ -2647,7 +2674,7 @@ def classify_response_error(family: str, body: Any) -> NoReturn:
     """
     tree = parse_body(body)
     said = gateways_words(tree)
-    numbers = texts_under(said, "code|status")
+    numbers = texts_under(said, r"\w*(code|status)")
     statuses = [int(number) for number in numbers if re.fullmatch("[45][0-9][0-9]", number)]
     error = gateway_error(statuses[0] if statuses else 200, said)
     found_links = [found.link for found in find_candidates(tree) if found.link]
@@ -3347,8 +3374,10 @@ def save_all(made: Generation, place: Place, fit: str | None = None) -> None:
         made.paths.append(saved.path)
         made.originals.append(saved.original)
         made.pictures[number - 1] = saved.picture
-        judged = picture if saved.original else saved.picture  # a simple one of 320x320 is small
-        small = small or small_picture_error(judged, saved.path)
+        sizes = [len(picture.data)]  # a small one may be made of a real one, by --fit or as AVIF
+        if not saved.original:
+            sizes.append(len(saved.picture.data))
+        small = small or small_picture_error(max(sizes), saved.path)
     if fault:
         others = "".join(f"; saved: {path}" for path in made.paths)
         kept_files = filter(os.path.exists, kept)
@@ -3362,9 +3391,8 @@ def save_all(made: Generation, place: Place, fit: str | None = None) -> None:
         raise small
 
 
-def small_picture_error(picture: Picture, path: Path) -> ResponseError | None:
-    """The error of a picture that cannot be a real one."""
-    size = len(picture.data)
+def small_picture_error(size: int, path: Path) -> ResponseError | None:
+    """The error of a picture of so many bytes, None when it can be a real one."""
     if size > MIN_IMAGE_BYTES:
         return None
     fault = f"The image has only {size} bytes, too few to be real; it is kept at {path}."
@@ -3400,6 +3428,11 @@ COLUMNS = {
 }
 LIST_COLUMNS = ("reference_images", "paths", "originals", "image_urls")
 SCHEMA_VERSION = 1
+# All that is summed up, so that long prompts need not be read.
+INDEX = (
+    "CREATE INDEX calls_by_start ON calls"
+    " (started, model, kind, pictures, cost_cny, possible_cost_cny)"
+)
 SUMS = (
     "count(*) AS calls, coalesce(sum(pictures), 0) AS pictures,"
     " round(total(cost_cny), 4) AS cost_cny,"
@@ -3521,6 +3554,7 @@ def prepare_ledger(connection: sqlite3.Connection, to_write: bool) -> None:
     if to_write:
         columns = ", ".join(map(" ".join, COLUMNS.items()))
         connection.execute(f"CREATE TABLE calls ({columns})")
+        connection.execute(INDEX)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
@@ -3589,6 +3623,7 @@ class Entry:
         others = connection.execute(f"{SPENT}{IN_PERIOD} AND id IS NOT ?", values).fetchone()
         if others["cny"] + call_cny <= self._budget + 1e-9:
             return
+        spent_cny = others["cny"] + call_cny - attempt_cny
         unfinished = ""
         if others["open_cny"]:
             unfinished = (
@@ -3596,7 +3631,7 @@ class Entry:
             )
         raise BudgetError(
             f"The budget of {self._budget:.2f} CNY a day does not allow this attempt of up to "
-            f"{attempt_cny:.2f} CNY: {others['cny']:.2f} CNY may be spent already{unfinished}.",
+            f"{attempt_cny:.2f} CNY: {spent_cny:.2f} CNY may be spent already{unfinished}.",
             f"The day ends at {ends}; until then, only the user should raise {BUDGET_VARIABLE}.",
         )
 
@@ -4824,7 +4859,7 @@ def ask_for_models(target: Target, args: Args) -> list[str]:
 
 def model_names(tree: Any) -> list[str]:
     """{"data": [{"id": …}]} (OpenAI), {"models": [{"name": …}]} (Google), or plain strings."""
-    items = None
+    items = tree  # Together's is a mere list
     if isinstance(tree, dict):
         items = tree.get("data", tree.get("models"))
     if not isinstance(items, list):
@@ -4833,7 +4868,7 @@ def model_names(tree: Any) -> list[str]:
     for item in items:
         if isinstance(item, dict):
             item = item.get("id") or item.get("name")
-        names.append(str(item))
+        names.append(one_line(str(item)))
     return names
 
 
@@ -4909,6 +4944,7 @@ class Console(logging.Handler):
 
     def say(self, text: str) -> None:
         """Print lines in place of the live line, if there is one."""
+        text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)  # a link may hold any letter
         lines = [f"[image-gen] {line}\n" for line in text.splitlines()]
         self.show("".join(lines))
 

@@ -238,6 +238,11 @@ def deep_ramp(width: int = 1280, height: int = 40) -> bytes:
     return encoded(Image.frombytes("I;16", (width, height), row * height), "PNG")
 
 
+def deep_motif() -> bytes:
+    """The motif in grey as numbers far beyond 255, of which the greatest is white."""
+    return encoded(motif(mode="L").convert("F").point(lambda value: value * 3000 + 0), "TIFF")
+
+
 def chunk(kind: bytes, data: bytes) -> bytes:
     """One chunk of a PNG."""
     length, check = struct.pack(">I", len(data)), struct.pack(">I", zlib.crc32(kind + data))
@@ -398,6 +403,7 @@ TRAPS: dict[str, Trap] = {
     "16-bit-grey-keyed.png": Trap(partial(deep_keyed, "L"), REMADE, True),
     "big-ii.tiff": Trap(big_tiff, REMADE, tolerance=1),
     "big-mm.tiff": Trap(partial(big_tiff, ">"), REMADE, tolerance=1),
+    "float.tiff": Trap(deep_motif, REMADE, tolerance=50),
     "1-bit.png": Trap(partial(big, "1"), REMADE),
     "palette-keyed.png": Trap(partial(keyed, "P"), REMADE, True),
     "grey-hole.png": Trap(partial(big, "LA"), REMADE, True),

@@ -54,6 +54,7 @@ TALK = {  # a chat's words
     "a refusal beside bytes": f"{SORRY}\n![image]($DATA)",
     "an avatar after it": "![image]($LINK)\n![avatar]($LINK(THUMB, a.png))",
     "a favicon after it": "![image]($LINK)\nSource: ![]($LINK(THUMB, favicon.png))",
+    "a logo after it": "![image]($LINK)\nBy ![logo]($LINK(THUMB, 5f3b))",
     "the reference first": "From ![image]($DATA(REFERENCE)) to ![image]($DATA)",
     "the reference last": "![image]($DATA) from ![image]($DATA(REFERENCE))",
 }
@@ -96,6 +97,10 @@ CHATS = {
     "beside the message": '{"choices": [{"message": {"content": ""}, "images": ["$DATA"]}]}',
     "an empty error": '{"choices": [{"text": "$DATA"}], "error": {"message": "", "code": 0}}',
     "a reason to refuse": '{"choices": [{"text": "$DATA", "finish_reason": "content_filter"}]}',
+    "the talk so far": (
+        '{"choices": [{"message": {"content": "![image]($LINK)"}}],'
+        ' "messages": [{"content": [{"image_url": {"url": "$LINK(DRAFT)"}}]}]}'
+    ),
     "citations": '{"choices": [{"text": "$LINK"}], "citations": [{"favicon": "$LINK(THUMB)"}]}',
 }
 
@@ -125,6 +130,10 @@ ITEMS = {  # the fields of the one item of `data`
 
 IMAGES = {
     **{name: f'{{"created": 1, "data": [{{{row}}}]}}' for name, row in ITEMS.items()},
+    # what a gateway says of the reference comes after what stands where the API has the result
+    "a reference's link": '{"data": [{"url": "$LINK", "init_image": "$LINK(DRAFT)"}]}',
+    "references' links": '{"data": [{"url": "$LINK", "source_images": ["$LINK(DRAFT)"]}]}',
+    "its other sizes": '{"data": [{"url": "$LINK", "sizes": [{"url": "$LINK(DRAFT)"}]}]}',
     "the request": '{"input": {"image": "$B64(DRAFT)"}, "data": [{"b64_json": "$B64"}]}',
     "a link before it": '{"page_image": "$LINK(DRAFT)", "data": [{"b64_json": "$B64"}]}',
     "documentation": '{"documentation_url": "$GONE", "data": [{"b64_json": "$B64"}]}',
@@ -218,6 +227,8 @@ WHOLE_BODIES: dict[str, Callable[[Shelf], Any]] = {
     "GBK": lambda s: s.fill('{"choices": [{"text": "图片: $DATA"}]}').encode("gbk"),
     "PHP's slashes": lambda s: s.fill(WORDS).replace("/", "\\/"),
     ".NET's escapes": lambda s: s.fill(ANSWER).replace("+", "\\u002B"),
+    # kie.ai
+    "JSON within JSON": lambda s: {"resultJson": json.dumps([s.link(FINAL)]).replace("/", "\\/")},
     "blanks first": lambda s: " \r\n\t\n" * 2000 + s.fill(ANSWER),  # sub2api, CLIProxyAPI
     "comments first": lambda s: ": OPENROUTER PROCESSING\n\n" * 9 + s.fill(ANSWER),
 }  # fmt: skip
@@ -347,6 +358,7 @@ USED: dict[str, tuple[dict[str, Any], Any]] = {
     "Google's, wrapped": ({"response": {"usageMetadata": TOKENS}}, TOKENS),
     "zero": ({"usage": {"total_tokens": 0}}, {"total_tokens": 0}),
     "null": ({"usage": None}, {}),
+    "beyond JSON": ({"usage": {"x": float("inf")}}, {"x": None}),
 }
 
 
@@ -383,6 +395,8 @@ NOTHING = {  # a template as gemini's answer, unless it is `data`
     "a link to a page": '{"data": [{"url": "$LINK(PAGE, 5f3a)"}]}',
     "a link to half a picture": '{"data": [{"url": "$LINK(HALF)"}]}',
     "a link to a file": '{"data": [{"url": "file:///etc/hostname"}]}',
+    "a malformed link": '{"data": [{"url": "http://[::/x.png"}]}',
+    "too deep": f'{"[" * 300}"$B64"{"]" * 300}',
     "a script": '{"choices": [{"text": "![image](javascript:alert(1))"}]}',
 }
 

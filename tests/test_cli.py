@@ -232,6 +232,16 @@ def test_missing_package(
         assert re.search(r"bash \S+/setup\.sh", error["hint"])
 
 
+def test_control_characters_do_not_reach_a_terminal(gateway: Gateway, run: Any) -> None:
+    """Wherever a gateway puts them: in a link or in a model's name."""
+    gateway.answer_always(Reply(body=[{"id": "flux\x1b[31mred"}]), path="/models")
+    gateway.answer(Reply(body={"data": [{"url": "http://127.0.0.1:1/\x1b]0;a\x07.png"}]}))
+    for words in (["--check"], ["--prompt", "a cup", "--model", GPT]):
+        outcome = run(*words)
+        assert not re.search(r"[\x00-\x09\x0b-\x1f]", outcome.out + outcome.err)
+    assert "flux" in run("--check").out and "0;a" in outcome.err
+
+
 def test_check_of_a_gateway_without_that_page_cannot_tell(gateway: Gateway, run: Any) -> None:
     """Ask `GET {base}/models` whether the key is accepted: a 404 says neither yes nor no."""
     gateway.answer_always(Reply(404), path="/models")

@@ -9,6 +9,7 @@ import os
 import re
 import sqlite3
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -143,6 +144,8 @@ ENDS = {
     "no price, late": ([LATE], UNPRICED, 6, "unavailable", "maybe", None, None, "price unknown"),
     # with a reference, so that there are three attempts
     "R late, saved": ([LATE, picture], "", 0, None, "yes", 1, 2, f", {PARTLY}\n"),
+    "R free": ([Reply(429)] * 3, "", 5, "quota", "no", 0, 0, FREE),
+    "R free, key": ([Reply(429), KEY], "", 4, "auth", "no", 0, 0, FREE),
     "R late, key": ([LATE, KEY], "", 4, "auth", "maybe", 0, 1, MAYBE),
     "R late": ([LATE] * 3, "", 6, "unavailable", "maybe", 0, 3, "billed: up to 3.00 CNY"),
     "R all": ([Reply(429), LATE, EMPTY], "", 9, "response", "yes", 1, 2, f"] billed: {PARTLY}"),
@@ -289,6 +292,43 @@ def test_ledger_that_cannot_be_used(shop: Shop, monkeypatch: Any, kind: str, nam
     assert not before or shop.ledger.read_bytes() == before
 
 
+XDG, NAME = "XDG_STATE_HOME", "product-shots-image-gen/ledger.db"
+
+
+@pytest.mark.parametrize("name, value, place", [
+    (XDG, "{here}/state", "{here}/state/{name}"),
+    (XDG, "relative", "{home}/.local/state/{name}"),
+    (LEDGER, "~/mine.db", "{home}/mine.db"),
+    (LEDGER, "mine.db", "{here}/mine.db"),
+])  # fmt: skip
+def test_place_of_the_ledger(
+    shop: Shop, monkeypatch: Any, name: str, value: str, place: str
+) -> None:
+    names = {"home": Path.home(), "here": Path.cwd(), "name": NAME}
+    monkeypatch.setenv(name, value.format(**names))
+    shop.buy()
+    told = shop.run("--costs", "--json").json["ledger"]
+    assert Path(told) == Path(place.format(**names))
+
+
+def test_ledger_that_is_lost(shop: Shop, monkeypatch: Any) -> None:
+    """During a call, or with the module that reads it: the picture is made, and the user told."""
+
+    def lose(received: Received) -> Reply:
+        shop.ledger.rename("elsewhere")
+        shop.ledger.mkdir()
+        return picture(received)
+
+    outcome = shop.buy(lose)
+    assert (outcome.code, "outcome of the call could not be" in outcome.err) == (0, True)
+    monkeypatch.setenv(LEDGER, "x" * 300)
+    assert (shop.buy().code, shop.run("--costs").code) == (0, 3)
+    monkeypatch.setenv(LEDGER, "mine.db")
+    monkeypatch.setitem(sys.modules, "sqlite3", None)
+    outcome = shop.buy()
+    assert (outcome.code, "this Python has no sqlite3" in outcome.err) == (0, True)
+
+
 # --- What was spent ---
 
 CHINA, BERLIN = "CST-8", "CET-1CEST,M3.5.0,M10.5.0/3"
@@ -337,9 +377,10 @@ def test_costs_tell_local_time(shop: Shop, clock: Any) -> None:
     assert "\n2026-06-15 00:30:00  gemini" in shop.run("--costs").out
 
 
-@pytest.mark.parametrize("ledger", ["", "off"])
+@pytest.mark.parametrize("ledger", ["", "off", "empty.db"])
 def test_costs_of_nothing(shop: Shop, monkeypatch: Any, ledger: str) -> None:
     """Without a ledger there are zeros."""
+    Path("empty.db").touch()
     monkeypatch.setenv(LEDGER, ledger)
     told = shop.run("--costs", "--json").json
     assert (told["ledger"], told["models"], told["calls"]) == (None, [], [])
@@ -390,6 +431,44 @@ def test_interrupt_before_the_next_attempt(
     assert (outcome.code, outcome.json["error"]["billed"]) == (130, billed)
     assert "Nothing was sent" not in outcome.err
     assert shop.rows("attempts possible_cost_cny") == [[1, possible]]
+
+
+def test_message_of_the_budget_counts_the_call_s_own_attempts(shop: Shop, monkeypatch: Any) -> None:
+    monkeypatch.setenv(BUDGET, "2.5")
+    told = shop.buy(LATE, LATE, references=1).err
+    assert "2.50 CNY a day" in told and "up to 1.00 CNY: 2.00 CNY may be spent already." in told
+
+
+def test_ledger_is_nowhere_without_a_home(shop: Shop, monkeypatch: Any) -> None:
+    """A folder named ~ is no place for it."""
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert shop.buy().code == 0
+    assert shop.run("--costs", "--json").json["ledger"] is None
+    assert not Path("~").exists()
+
+
+def test_row_belongs_to_its_call_alone(shop: Shop, monkeypatch: Any) -> None:
+    """A commit that fails leaves no number behind, which the next call's row would have."""
+    prepare = generate.prepare_ledger
+    monkeypatch.setattr(generate, "LEDGER_LOCK_S", 0.1)
+    shop.buy()
+    reader = sqlite3.connect(shop.ledger, isolation_level=None, check_same_thread=False)
+
+    def lock(connection: Any, to_write: bool) -> None:
+        prepare(connection, to_write)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM calls").fetchone()
+
+    monkeypatch.setattr(generate, "prepare_ledger", lock)
+
+    def late(received: Received) -> Reply:
+        monkeypatch.setattr(generate, "prepare_ledger", prepare)
+        reader.rollback()
+        reader.execute("INSERT INTO calls (kind) VALUES ('another call')")
+        return picture(received)
+
+    shop.buy(late)
+    assert shop.rows("kind") == [[None], ["another call"]]
 
 
 def test_message_of_the_budget(shop: Shop, monkeypatch: Any, start: Any) -> None:

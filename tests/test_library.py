@@ -20,7 +20,7 @@ import bodies
 import generate
 import pictures
 import pytest
-from bodies import prompt_in, references_in
+from bodies import references_in
 from conftest import MODELS, Run, both_families, table
 from gateway import Gateway, Reply
 from PIL import Image
@@ -78,25 +78,6 @@ def test_arguments_are_the_same_everywhere() -> None:
     for name, each in (pair for parameters in others for pair in parameters.items()):
         like = whole[name.replace("ref_", "reference_")]
         assert name == "model" or (each.annotation, each.default) == (like.annotation, like.default)
-
-
-@both_families
-def test_arguments_mean_the_same_everywhere(
-    gateway: Gateway, family: str, reference: Path, tmp_path: Path
-) -> None:
-    """The same picture asked for in each of the ways that a family has is the same request."""
-    common: dict[str, Any] = {"aspect_ratio": "16:9", "negative_prompt": "text"}
-    common.update(params={"user": "mia"}, timeout=30, attempts=1, stream=True)
-    for name in ("generate", "generate_image"):
-        function = getattr(generate, name)
-        function("a cup", MODELS[family], reference_images=[reference], **common)
-    make(family, ref_images=[reference], **common)
-    asked = []
-    for call in gateway.calls:
-        fields = call.fields if family == "openai" else {**call.json, "messages": None}
-        asked.append((call.path, fields, prompt_in(call), references_in(call)))
-    assert asked == [asked[0]] * 3
-    assert "text" in asked[0][2] and asked[0][1]["user"] == "mia"
 
 
 def test_size_wins_over_the_ratio(gateway: Gateway) -> None:
@@ -274,6 +255,9 @@ FAILURES = {  # which function, its arguments, the status answered (0: nothing i
     "n as text": ("openai", {"n": "two"}, 0, generate.UsageError),
     "not openai": ("openai", {"model": GEMINI}, 0, generate.UsageError),
     "no file": ("gemini", {"ref_images": ["none.png"]}, 0, generate.UsageError),
+    "no bytes": ("gemini", {"ref_images": b""}, 0, generate.UsageError),
+    "numbers": ("openai", {"params": {1: 2}}, 0, generate.UsageError),
+    "a number": ("gemini", {"base_url": 3}, 0, generate.ConfigError),
     "pixels": ("gemini", {"ref_images": [Image.new("RGB", (99, 99))]}, 0, generate.UsageError),
     "URL": ("gemini", {"base_url": "gateway"}, 0, generate.ConfigError),
     "key": ("gemini", {"api_key": "sk a"}, 0, generate.ConfigError),

@@ -134,6 +134,10 @@ def test_gateway_out_of_reach(
 
 UNREACHED = "Max retries exceeded with url: /ssl (Caused by host='proxy.example'"
 WORDS = {  # what is said, and what a system, Python or urllib3 says of it, before anything was sent
+    "its address is malformed": """
+        InvalidURL: No host supplied
+        LocationParseError: Failed to parse: 'a b'
+        Invalid IPv6 URL""",
     "its name cannot be resolved": """
         Failed to resolve 'x'
         [Errno 11001] getaddrinfo failed
@@ -168,7 +172,8 @@ def test_fault_in_plain_words(
         raise OSError(text)
 
     monkeypatch.setattr("requests.Session.request", fail)
-    error = ask.error(f"unavailable no {words not in ('TLS failed', 'PySocks')}")
+    lasting = ("its address is malformed", "TLS failed", "PySocks")
+    error = ask.error(f"unavailable no {words not in lasting}")
     assert words in error["message"]
 
 
@@ -411,7 +416,7 @@ LINK_FAULTS = {  # and what is said of it
     "redirects-for-ever": (lambda received: redirect(received.target), "answered 302"),
     "to-a-file": (redirect("file:///etc/passwd"), "it is not an http or https address"),
     "to-an-unknown-host": (redirect("http://no-such-host.invalid/x.png"), "cannot be resolved"),
-    "to-nonsense": (redirect("http://[:::"), "cannot be fetched"),
+    "to-nonsense": (redirect("http://[:::"), "address is malformed"),
 }
 
 

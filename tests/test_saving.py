@@ -214,6 +214,12 @@ def test_file_too_small_to_be_real(save: Run, size: int, code: int, flags: list[
         assert str(size) in error["message"].replace(",", "")
 
 
+def test_real_picture_may_be_a_small_file(save: Run) -> None:
+    """What the gateway sent is judged, not what became of it in another format."""
+    assert save(pictures.padded(10_001, "PNG"), "--output", "cup.webp").code == 0
+    assert Path("cup.webp").stat().st_size < 10_000
+
+
 SQUARE, LONG = ["--aspect-ratio", "1:1"], ["--size", "1536x1024"]
 SHAPES = [(SQUARE, (208, 200), False), (SQUARE, (212, 200), True), (SQUARE, (200, 213), True)]
 SHAPES += [(LONG, (300, 200), False), (LONG, (200, 300), True)]
@@ -262,6 +268,16 @@ def test_memory_runs_out(save: Run, monkeypatch: Any, temporary: str) -> None:
     assert "MemoryError" in error["message"]
     assert Path(error["saved_at"]).read_bytes() == PICTURE
     assert (Path(error["saved_at"]).parent == Path.home()) == bool(temporary)
+
+
+def test_file_that_is_not_what_was_written(save: Run, monkeypatch: Any) -> None:
+    """A disk that lies: the picture is written once more, elsewhere."""
+    replace = os.replace
+    rot = lambda part, real: replace(part, real) or Path(real).write_bytes(b"rot")  # noqa: E731
+    monkeypatch.setattr(os, "replace", rot)
+    error = save(PICTURE, *ASKED, "--json").json["error"]
+    assert (error["kind"], "not what can be read" in error["message"]) == ("save", True)
+    assert Path(error["saved_at"]).read_bytes() == PICTURE
 
 
 def test_two_pictures_in_one_jpeg(save: Run) -> None:

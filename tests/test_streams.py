@@ -58,6 +58,8 @@ COUNTED = {"type": "image_generation.completed", "usage": USAGE}
 BLOCKED = {"type": "image_generation_user_error", "code": "moderation_blocked", "message": "No."}
 SERVER = {"type": "server_error", "message": "The server had an error."}
 MAYBE = ("unavailable", 6, "maybe")
+CHUNK = f"event: image.generation.chunk\ndata: {json.dumps({'b64_json': b64(DRAFT)})}"
+RESULT = f"event: image.generation.result\ndata: {json.dumps(bodies.made(FINAL))}"
 ENDS: dict[str, Any] = {  # how it goes on after the drafts: events, a fault; kind, code, billed
     "nothing": ([], {}, MAYBE),
     "a cut": (None, {"fault_after": 2}, MAYBE),
@@ -68,7 +70,14 @@ ENDS: dict[str, Any] = {  # how it goes on after the drafts: events, a fault; ki
     "an error event": ([{"type": "error", "error": SERVER}], {}, MAYBE),
     "an error's name": ([f"event: error\ndata: {json.dumps(SERVER)}"], {}, MAYBE),
     "an error": ([{"error": {"code": 502, "message": "Provider returned error"}}], {}, MAYBE),
+    "chatgpt2api's": (
+        [f"event: image.generation.error\ndata: {json.dumps(SERVER)}", DONE],
+        {},
+        MAYBE,
+    ),
     "an error, [DONE]": ([{"type": "upstream_error", "error": SERVER}, DONE], {}, MAYBE),
+    "a flat error, [DONE]": ([{"type": "upstream_error", "message": "Down"}, DONE], {}, MAYBE),
+    "an error's words, [DONE]": (["event: error\ndata: It is down.", DONE], {}, MAYBE),
     "a finish": ([{"error": SERVER, "choices": [{"finish_reason": "error"}]}], {}, MAYBE),
     "an error, a stop": ([{"error": SERVER, **END}], {}, MAYBE),
     "moderation": ([{"type": "error", "error": BLOCKED}], {}, ("refused", 7, "no")),
@@ -78,6 +87,7 @@ BROKEN = {
     **{f"{family}: {end}": (family, *row) for family in DRAFTS for end, row in ENDS.items()},
     "gemini: null fields": ("gemini", [delta(None), NULLS], {}, MAYBE),
     "openai: [DONE]": ("openai", [DONE], {}, MAYBE),
+    "openai: a chunk": ("openai", [CHUNK, DONE], {}, MAYBE),
     "openai: completed": ("openai", [COUNTED, DONE], {}, MAYBE),
     "openai: a broken draft": ("openai", [HALF_DRAFT, DONE], {}, MAYBE),
 }
@@ -123,6 +133,7 @@ FINISHED: dict[str, Any] = {  # events, which may have links to FINAL in them, a
     "new-api, its upstream's": ([{**COUNTED, "data": [{"url": "$LINK"}]}], {}),
     "a whole answer": ([bodies.made(FINAL)], {}),
     "a whole chat": ([bodies.chat(DRAWN, None)], {}),
+    "chatgpt2api": ([CHUNK, RESULT, DONE], {}),
     "Google": ([THOUGHT, bodies.native(bodies.inline(FINAL))], {}),
     "OpenAI's Responses": (RESPONSES, {}),
     "a list": ([f"data: {json.dumps([bodies.made(FINAL)])}", DONE], {}),

@@ -67,14 +67,6 @@ def test_client_reads_chat_streams(client: Any, gateway: Gateway, style: str) ->
     assert chunks[-1].choices[0].finish_reason == "stop"
 
 
-def test_volcengine_calls_a_finished_picture_a_partial_success(client: Any, gateway: Any) -> None:
-    gateway.style = "volcengine"
-    finished, end = client.images.generate(**GPT, stream=True)
-    assert finished.type == "image_generation.partial_succeeded"
-    assert requests.get(finished.url, timeout=10).content.startswith(b"\x89PNG")
-    assert (end.type, end.b64_json) == ("image_generation.completed", None)
-
-
 @table(
     "call, options, code",
     {

@@ -180,22 +180,6 @@ def test_parallel_resumes_after_being_killed(shop: Shop, till: Till) -> None:
     assert len(till.gateway.calls) == JOBS
 
 
-@parallel
-def test_parallel_runs_again_what_was_one_too_many(shop: Shop, till: Till) -> None:
-    """Sixteen at a time where eight are allowed: half are sent away unpaid, and the log knows."""
-    shop.order(16)
-    line, till.seconds = command("parallel "), 120.0
-    engine = shop.begin(line.replace("--jobs 8", "--jobs 16"))
-    till.gateway.wait_for(16, timeout=120)
-    till.gateway.release()
-    assert engine.wait() == 8  # GNU parallel counts the jobs that failed
-    assert collections.Counter(shop.log().values()) == {0: 8, generate.QuotaError.exit_code: 8}
-    assert sum(till.paid.values()) == 8
-    till.seconds, till.gateway.peak = 0.0, 0
-    assert len(shop.run(line)) == 8
-    shop.check()
-
-
 def test_threads(shop: Shop, till: Till) -> None:
     """Pictures mixed up between threads; a second run that pays again."""
     line = command("python3 shots.py")
