@@ -412,7 +412,7 @@ def test_link_that_cannot_be_one(gateway: Gateway, run: Run, rest: str) -> None:
 
 
 def test_link_is_judged_by_the_host_that_is_called(run: Run, internet: Net) -> None:
-    """Some readers of URLs take what follows the @ for the host, and what is called is before it."""
+    """Some readers take what follows the @ for the host, and what is called is before it."""
     internet["friendly.example"] = PUBLIC
     error = linked(run, "http://169.254.169.254\\@friendly.example/x.png").json["error"]
     assert (error["kind"], "link-local" in error["message"]) == ("usage", True)
