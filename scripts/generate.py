@@ -252,7 +252,7 @@ class RefusedError(ImageGenError):
     """moderation refuses the prompt or a reference"""
 
     kind, exit_code, billed = "refused", 7, "no"
-    hint = "Reword the prompt or choose another reference."
+    hint = "Reword the prompt, or change the reference if there is one."
 
 
 class RejectedError(ImageGenError):
@@ -1304,6 +1304,13 @@ def part_cut(shape: float, wanted: float) -> float:
     return 1 - min(shape, wanted) / max(shape, wanted)
 
 
+def is_other_shape(width: int, height: int, asked: str | None) -> bool:
+    """Whether a picture has another shape than a ratio or size; auto, say, has none."""
+    if not re.fullmatch(r"[\d.]+[x:]\d+", asked or ""):
+        return False
+    return part_cut(width / height, shape_of(str(asked))) > RATIO_TOLERANCE
+
+
 def nearest_shape(names: Iterable[str], shape: float) -> str:
     """The ratio or size that is most like a shape: of 3:2 and 1:1, for 1.4 -> 3:2"""
     return min(names, key=lambda name: part_cut(shape_of(name), shape))
@@ -1574,12 +1581,21 @@ def validate_args(args: Args) -> Args:
     return shape_for_gemini(args)
 
 
+def warn_of_cut(args: Args) -> None:
+    """Say beforehand that a picture of the shape that is asked for cannot fit without a cut."""
+    asked = args.size or args.aspect_ratio
+    if args.fit and is_other_shape(*pixels_of(args.fit), asked):
+        text = "%s %s has another shape than %s: a part of the picture will be cut away"
+        warn(text, args.label("fit"), args.fit, asked)
+
+
 def shape_for_openai(args: Args, model: Model) -> Args:
     """Fill in the size that the model is asked for."""
     if args.size and args.aspect_ratio:
         size, ratio = args.label("size"), args.label("aspect_ratio")
         warn("%s %s wins over %s %s", size, args.size, ratio, args.aspect_ratio)
         args = args._replace(aspect_ratio=None)
+    warn_of_cut(args)
     if args.fit and not args.aspect_ratio and args.size is None:
         size = size_for_fit(model, *pixels_of(args.fit))
     else:
@@ -1594,6 +1610,7 @@ def shape_for_gemini(args: Args) -> Args:
     if args.size is not None:
         ratio = args.label("aspect_ratio")
         warn("%s ignores %s: use %s", args.model, args.label("size"), ratio)
+    warn_of_cut(args._replace(size=None))
     if args.fit and not args.aspect_ratio:
         args = args._replace(aspect_ratio=nearest_ratio(pixels_of(args.fit)))
     return args._replace(n=1, size=None)
@@ -2017,13 +2034,6 @@ def fitted(picture: Picture, width: int, height: int, name: str) -> Picture:
 def nearest_ratio(size: Size) -> str:
     width, height = size
     return nearest_shape(OPENAI_SIZE_BY_RATIO, width / height)
-
-
-def is_other_shape(width: int, height: int, asked: str | None) -> bool:
-    """Whether a picture has another shape than a ratio or size; auto, say, has none."""
-    if not re.fullmatch(r"[\d.]+[x:]\d+", asked or ""):
-        return False
-    return part_cut(width / height, shape_of(str(asked))) > RATIO_TOLERANCE
 
 
 def warn_of_shape(args: Args, references: Sequence[Reference]) -> None:
@@ -2957,7 +2967,10 @@ def better_hint(error: ImageGenError, args: Args, target: Target) -> str:
     if args.stream and isinstance(error, RejectedError) and names_stream:
         return f"Leave {stream} out: this gateway does not stream this model's pictures."
     if error.status == 524 and not args.stream and not args.reference_images:
-        return f"Add {stream}: drafts that arrive in between keep a proxy from hanging up."
+        return (
+            "Before you pay again, consider that this may have been billed; then add "
+            f"{stream}: drafts that arrive in between keep a proxy from hanging up."
+        )
     is_unreached = isinstance(error, UnavailableError) and error.billed == "no"
     if is_loopback(target.url) and (is_unreached or isinstance(error, AuthError)):
         sources = " and ".join(dict.fromkeys([target.url_source, target.key_source]))
@@ -4071,6 +4084,7 @@ def run(args: Args, target: Target, save: bool) -> Generation:
         failure = as_known(error)
         if tally.attempts:
             tally.settle(failure)
+            tell_gateway(target)
         if isinstance(failure, InternalError):
             raise failure from error
         raise  # Ctrl-C in a library as itself
@@ -4139,6 +4153,11 @@ def report(made: Generation, args: Args, target: Target, tally: Tally) -> None:
         warn_of_other_shape(path, width, height, args)
     if count > 1:
         log.info("%d pictures: %s", count, call)
+    tell_gateway(target)
+
+
+def tell_gateway(target: Target) -> None:
+    """Say whose account was asked."""
     text = "gateway %s (URL from %s, key from %s)"
     log.info(text, target.url, target.url_source, target.key_source)
 
@@ -4728,7 +4747,7 @@ def act_list_models(options: argparse.Namespace) -> Outcome:
     return {"models": models}, aligned(rows)
 
 
-CALL_TITLES: Cells = ("started", "model", "outcome", "CNY at most", "saved")
+CALL_TITLES: Cells = ("started", "model", "outcome", "CNY", "CNY at most", "saved")
 SUM_TITLES: Cells = ("", "calls", "pictures", "CNY", "CNY at most")
 PERIOD_TITLES = {
     "today": "today",
@@ -4740,12 +4759,13 @@ PERIOD_TITLES = {
 
 def call_cells(call: Row) -> Cells:
     """One of the last calls, for a person."""
-    cost_cny = call["possible_cost_cny"]
+    outcome = "running or killed" if call["kind"] == "running" else call["kind"]
+    costs = (call["cost_cny"], call["possible_cost_cny"])
     return (
         local_time(call["started"]),
         call["model"],
-        call["kind"] or "saved",
-        "unknown" if cost_cny is None else f"{cost_cny:.2f}",
+        outcome or "saved",
+        *("unknown" if cost_cny is None else f"{cost_cny:.2f}" for cost_cny in costs),
         " ".join(call["paths"] or []),
     )
 

@@ -241,6 +241,7 @@ PICTURES = {  # MIME type: (Pillow's name, file extensions)
     "image/jpeg": ("JPEG", (".jpg", ".jpeg")),
     "image/webp": ("WEBP", (".webp",)),
 }
+STAGED = re.compile(r"\[([45]\d\d)(?: (\w+))?\]")  # in a prompt: answer it so
 LONG_EDGE_PX = {"1K": 1024, "2K": 2048, "4K": 4096}
 
 
@@ -926,6 +927,9 @@ class Gateway:
             demand(answer, "unknown_url", f"Invalid URL ({line})", None, 404)
             if answer in (generation, edit, chat, models):
                 check_key(received, self.key)
+            staged = STAGED.search(received.body.decode("latin-1"))
+            if staged:
+                raise Refusal(staged[2], "The prompt asks for this.", None, int(staged[1]))
             reply = answer(received, self)
             return replace(reply, delay=self.delay) if received.method == "POST" else reply
         except Refusal as refusal:
@@ -988,7 +992,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "Image" not in globals():
         return start_over(argv)
     border = argv.index("--") if "--" in argv else len(argv)
-    parser = argparse.ArgumentParser(epilog="-- COMMAND ARGS... runs that with the gateway.")
+    hint = "[402] or [400 moderation_blocked] in a prompt makes the gateway fail so. "
+    parser = argparse.ArgumentParser(epilog=hint + "-- COMMAND ARGS... runs that with the gateway.")
     parser.add_argument("--port", type=int, default=0, help="default: any free one")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds for each picture")
     parser.add_argument("--stream-style", choices=STYLES, default="openai", help="whose streams")

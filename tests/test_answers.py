@@ -52,9 +52,6 @@ TALK = {  # a chat's words
     "an echo of the prompt": '{"prompt": "I CAN\'T MAKE IT UP"} done.\n![image]($LINK)',
     "a caveat": "![image]($LINK)\nI was unable to draw the logo exactly.",
     "a refusal beside bytes": f"{SORRY}\n![image]($DATA)",
-    "an avatar after it": "![image]($LINK)\n![avatar]($LINK(THUMB, a.png))",
-    "a favicon after it": "![image]($LINK)\nSource: ![]($LINK(THUMB, favicon.png))",
-    "a logo after it": "![image]($LINK)\nBy ![logo]($LINK(THUMB, 5f3b))",
     "the reference first": "From ![image]($DATA(REFERENCE)) to ![image]($DATA)",
     "the reference last": "![image]($DATA) from ![image]($DATA(REFERENCE))",
 }
@@ -490,7 +487,8 @@ def test_task_in_place_of_a_picture(gateway: Gateway, body: str) -> None:
     """The picture may be made and billed later: the id is what the user can ask for it with."""
     error = failure("openai", gateway, body)
     assert (error.kind, error.retryable, error.billed) == ("response", False, "yes")
-    assert ("7f3a-task" if "7f3a-task" in body else "73") in error.message
+    quoted = "7f3a-task" if "提交成功" in body else "task 7f3a-task"
+    assert quoted in error.message
 
 
 def test_task_of_a_lost_picture(gateway: Gateway) -> None:
@@ -544,7 +542,7 @@ I can’t do that.
 非常遗憾，这张图片不能给您。
 对不起，这张图片没办法给您。
 """
-SHORT = "我无法创建 不能绘出 暂时没办法画 无法制作 无法提供 无法协助 无法帮您 无法处理 无法满足 无法完成 无法编辑"
+SHORT = "我无法生成 无法创建 不能绘出 暂时没办法画 无法制作 无法提供 无法协助 无法帮您 无法处理 无法满足 无法完成 无法编辑"
 
 
 @pytest.mark.parametrize("words", [*REFUSING.strip().splitlines(), *SHORT.split()])
@@ -599,6 +597,26 @@ def test_what_is_less_likely_by_its_key_comes_last(gateway: Gateway, key: str) -
     """Drafts, what was sent, and whose it is: all before the result, and as good a picture."""
     body = f'{{"{key}": {{"data": "$B64(DRAFT)"}}, "output": "$B64"}}'
     assert ask("openai", gateway, body).images == [FINAL]
+
+
+COMPANY = (
+    "avatar.png",
+    "favicon.ico",
+    "[logo]",
+    "[Icon]",
+    "[badge]",
+    "[banner]",
+    "[QR]",
+    "[qrcode]",
+)
+
+
+@pytest.mark.parametrize("words", COMPANY)
+def test_a_service_s_own_pictures_do_not_count(gateway: Gateway, words: str) -> None:
+    """Avatars, favicons, logos and the like below the picture, told by their labels or names."""
+    label, name = (words, "a.png") if words[0] == "[" else ("[]", words)
+    answer = chat(f"![image]($LINK)\nSource: !{label}($LINK(DRAFT, {name}))")
+    assert ask("gemini", gateway, json.dumps(answer)).images == [FINAL]
 
 
 LABELS = ("Image", "Your picture", "photo 1", "Download", "查看大图", "点击下载")

@@ -242,12 +242,3 @@ def test_a_place_that_cannot_be_written_is_a_usage_error(
     assert output.rstrip("/") in outcome.err and why in outcome.err
     assert Path("good.txt").read_bytes() == b"a cup"
     assert not [*(folder / "locked").iterdir(), *folder.glob(".*"), *folder.glob("out*")]
-
-
-@pytest.mark.parametrize("flags", ["--prompt=cup --reference-image", "--prompt-file"])
-def test_unreadable_files(gateway: Gateway, run_unprivileged: Any, flags: str) -> None:
-    """Unreadable: a usage error that names the file, before anything is sent."""
-    Path("locked.png").touch(0)
-    outcome = run_unprivileged(*f"{flags}=locked.png".split())
-    assert (outcome.code, outcome.out, gateway.requests) == (2, "", [])
-    assert re.search("locked.png.*Permission denied", outcome.err)

@@ -20,7 +20,6 @@ import bodies
 import generate
 import pictures
 import pytest
-from bodies import references_in
 from conftest import MODELS, Run, both_families, table
 from gateway import Gateway, Reply
 from PIL import Image
@@ -94,6 +93,9 @@ def test_size_wins_over_the_ratio(gateway: Gateway) -> None:
 MISTAKES = {  # function and arguments, and the argument's name in the message
     "n": ("generate_openai", {"n": 11}, "n"),
     "family": ("generate", {"model": "my-model"}, "family"),
+    "no text": ("generate", {"prompt": None}, "prompt"),
+    "not openai": ("generate_openai", {"model": GEMINI}, "family"),
+    "pixels": ("generate_openai", {"ref_images": [Image.new("RGB", (9, 9))]}, "reference image"),
     "mask": ("generate_openai", {"mask": "mask.png"}, "ref_images"),
     "a field": ("generate_openai", {"params": {"image": 1}}, "ref_images"),
     "a field of all": ("generate", {"params": {"image": 1}}, "reference_images"),
@@ -213,24 +215,6 @@ def test_generation(gateway: Gateway, family: str, tmp_path: Path) -> None:
     assert {name for name in ("images", *vars(made)) if name[0] != "_"} == described
 
 
-@both_families
-def test_references_may_be_bytes(
-    gateway: Gateway, capfd: Any, caplog: Any, family: str, reference: Path
-) -> None:
-    """As good as paths, and resized; 'bytes are never printed', those of no picture neither."""
-    caplog.set_level(logging.DEBUG, "image-gen")
-    data = reference.read_bytes()
-    make(family, ref_images=(data, reference, pictures.picture(2000, 1000)))
-    (*small, (_, large)) = references_in(gateway.calls[0])
-    assert small == [("image/png", data)] * 2
-    assert Image.open(io.BytesIO(large)).size == (1024, 512)
-    with pytest.raises(generate.UsageError) as caught:
-        make(family, ref_images=b"confidential")
-    assert "12 bytes" in str(caught.value)
-    said = [str(caught.value), repr(caught.value), caplog.text, *capfd.readouterr()]
-    assert not any(words in text for text in said for words in ("confidential", "IHDR"))
-
-
 @pytest.mark.parametrize("configured", ["", "sk-of-somebody-else"])
 def test_given_key_and_url(
     gateway: Gateway, monkeypatch: Any, tmp_path: Path, configured: str
@@ -246,39 +230,6 @@ def test_given_key_and_url(
     assert path == tmp_path / "cup.jpeg" and path.exists()
     sent = [call.headers["Authorization"] for call in gateway.calls]
     assert sent == [f"Bearer {gateway.key}"] * 3
-
-
-# --- Errors ---
-
-FAILURES = {  # which function, its arguments, the status answered (0: nothing is sent), the class
-    "no text": ("gemini", {"prompt": None}, 0, generate.UsageError),
-    "n as text": ("openai", {"n": "two"}, 0, generate.UsageError),
-    "not openai": ("openai", {"model": GEMINI}, 0, generate.UsageError),
-    "no file": ("gemini", {"ref_images": ["none.png"]}, 0, generate.UsageError),
-    "no bytes": ("gemini", {"ref_images": b""}, 0, generate.UsageError),
-    "numbers": ("openai", {"params": {1: 2}}, 0, generate.UsageError),
-    "a number": ("gemini", {"base_url": 3}, 0, generate.ConfigError),
-    "pixels": ("gemini", {"ref_images": [Image.new("RGB", (99, 99))]}, 0, generate.UsageError),
-    "URL": ("gemini", {"base_url": "gateway"}, 0, generate.ConfigError),
-    "key": ("gemini", {"api_key": "sk a"}, 0, generate.ConfigError),
-    "401": ("gemini", {}, 401, generate.AuthError),
-    "503": ("gemini", {}, 503, generate.UnavailableError),
-}
-
-
-@table("family, options, status, kind", FAILURES)
-def test_failures(gateway: Gateway, family: str, options: Any, status: int, kind: type) -> None:
-    """'Nothing in the library prints or exits: it raises ImageGenError subclasses.'"""
-    gateway.answer(Reply(status or 200))
-    function = getattr(generate, f"generate_{family}")
-    with pytest.raises(generate.ImageGenError) as caught:
-        function(**{"prompt": "a cup", "model": MODELS[family], **options})
-    error = caught.value
-    assert (type(error), error.status) == (kind, status or None)
-    assert error.billed == ("maybe" if status == 503 else "no")
-    assert error.message and error.hint and error.message in str(error)
-    assert len(str(error)) < 1200, "an agent has to read it"
-    assert len(gateway.requests) == bool(status)
 
 
 # --- Manners ---

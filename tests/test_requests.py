@@ -198,8 +198,6 @@ def test_a_flag_changes_its_field_and_no_other(
     "word, changes",
     {
         "n": ("--n=2", {"n": "2"}),
-        "ratio": ("--aspect-ratio=9:16", {"size": "864x1536"}),
-        "negative": ("--negative-prompt=text", {"prompt": "a cup Avoid: text"}),
         "a word": ("--param=input_fidelity=high", {"input_fidelity": "high"}),
         "a number": ("--param=output_compression=80", {"output_compression": "80"}),
         "a truth": ("--param=user=true", {"user": "true"}),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import collections
-import multiprocessing
 import os
 import re
 import shlex
@@ -18,11 +17,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import generate
 import psutil
 import pytest
 from gateway import Gateway, Received, Reply, draw
@@ -202,20 +199,6 @@ def test_threads_that_are_killed(shop: Shop, till: Till) -> None:
     assert shop.run(line) == sorted(shop.path(name) + note for name, note in notes.items())
     assert shop.pictures() == dict.fromkeys(shop.shots, till.picture)
     assert JOBS <= sum(till.paid.values()) <= JOBS + AT_ONCE
-
-
-def test_process_pool(gateway: Gateway, tmp_path: Path) -> None:
-    """Results and errors come back whole from spawned processes."""
-    gateway.answer(Reply(401), path="/images")
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        saving = pool.submit(generate.generate_image, "a cup", output_path="cup.jpeg")
-        making = pool.submit(generate.generate_gemini, "a bowl")
-        failing = pool.submit(generate.generate_openai, "a jug", "gpt-image-2")
-        image, usage = making.result(60)
-        error = failing.exception(60)
-        assert saving.result(60) == tmp_path / "cup.jpeg"
-    assert image[:3] == b"\xff\xd8\xff" and usage["total_tokens"] > 0
-    assert (type(error), error.status, error.billed) == (generate.AuthError, 401, "no")
 
 
 def test_dask(shop: Shop, till: Till) -> None:

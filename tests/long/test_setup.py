@@ -256,19 +256,6 @@ def test_from_nothing(machine: Machine, programs: dict[str, str]) -> None:
     assert {path.name for path in machine.home.iterdir()} <= {".cache", ".local"}
 
 
-@pytest.mark.long
-@table("options, programs", {"pip": (["--seed"], {}), "uv": ([], {"uv": REAL_UV})})
-def test_in_an_active_environment(machine: Machine, options: list[str], programs: Any) -> None:
-    """In an active virtual environment: pip into it, or uv where it has none."""
-    active = machine.folder / "my env"
-    make_environment(active, *options)
-    path = f"{active / 'bin'}:"
-    outcome = machine.has(python3=BARE, **programs).setup(path=path)
-    prepared(outcome, active / "bin" / "python3")
-    assert not machine.venv.exists()
-    assert machine.follow(outcome, path=path).code == 0
-
-
 @pytest.mark.parametrize("make", [Path.mkdir, make_environment, Path.touch])
 def test_a_stale_environment_is_mended(machine: Machine, make: Any) -> None:
     """A skill that was copied from another machine, or left half installed."""
