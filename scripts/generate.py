@@ -445,6 +445,10 @@ class Picture(NamedTuple):
     size: Size
     link: str | None = None  # where it was fetched
 
+    def __repr__(self) -> str:
+        width, height = self.size
+        return f"<{self.format}, {width}x{height}, {len(self.data)} bytes>"
+
 
 class Place(NamedTuple):
     """Where a picture will be saved, and as what."""
@@ -459,7 +463,7 @@ class Generation:
 
     images             every picture's encoded bytes; with `fit`, the fitted ones
     paths              where they were saved; empty for generate_openai and generate_gemini
-    originals          what the gateway sent, where `fit` changed it; None for the others
+    originals          paths of what the gateway sent, where `fit` changed it; None for the others
     usage              what the gateway says of tokens, {} if nothing
     tokens             their total, None if the gateway does not tell
     cost_cny           what the call cost in CNY, all pictures together; None without a price
@@ -1088,6 +1092,8 @@ def load_api_key(given: str | None = None) -> tuple[Key, str]:
         mode = os.stat(os.path.expanduser(source)).st_mode
         if mode & 0o077:
             warn("the key file %s can be read by others; type: chmod 600 %s", source, source)
+    if key == "sk-...":
+        raise ConfigError(f"The key from {source} is only an example.", "Set your own key.")
     if not isinstance(key, str) or not re.fullmatch(r"[!-~]+", key):
         fault = "is not printable ASCII without spaces" if key else "is empty"
         raise ConfigError(
@@ -1394,10 +1400,11 @@ def size_for_fit(model: Model, width: int, height: int) -> str:
 
 
 def check_texts(args: Args) -> None:
-    texts = {"prompt": args.prompt}
+    texts = {"prompt": (args.prompt, "Say what the picture shows.")}
     if args.negative_prompt:
-        texts["negative prompt"] = args.negative_prompt
-    for what, text in texts.items():
+        hint = "Say what to avoid, or leave it out."
+        texts["negative prompt"] = (args.negative_prompt, hint)
+    for what, (text, hint) in texts.items():
         if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):
             raise UsageError(
                 f"The {what} {text!a:.40} is not a text in UTF-8.",
@@ -1406,7 +1413,7 @@ def check_texts(args: Args) -> None:
         if not text.strip():
             raise UsageError(
                 f"The {what} {text!r} is blank.",
-                "Say what the picture shows, or lacks.",
+                hint,
             )
         if len(text) > MAX_PROMPT_CHARS:
             raise UsageError(
@@ -1754,7 +1761,8 @@ def decoding(data: bytes) -> Iterator[Any]:
 
     name = sniff_format(data)
     if not name:
-        raise PictureError("it is not a picture" if data else "it is empty")
+        fault = "it is not a picture" if data else "it is empty"
+        raise PictureError(fault, "" if data else "Give a picture that can be opened.")
     if name == "HEIF":
         register_heif()
     if data.startswith(b"MM\0+"):
@@ -2956,7 +2964,6 @@ def no_answer_error(request: Request, answer: Answer) -> UnavailableError:
     error = UnavailableError(f"{host} gave no answer: {fault}.")
     if fault == TIME_IS_OVER:
         error.timed_out = True
-        error.hint = "Allow more time, with --timeout on the command line."
     return error
 
 
@@ -2971,6 +2978,8 @@ def better_hint(error: ImageGenError, args: Args, target: Target) -> str:
             "Before you pay again, consider that this may have been billed; then add "
             f"{stream}: drafts that arrive in between keep a proxy from hanging up."
         )
+    if error.timed_out and error.hint == UnavailableError.hint:
+        return f"Allow more time with {args.label('timeout')}."
     is_unreached = isinstance(error, UnavailableError) and error.billed == "no"
     if is_loopback(target.url) and (is_unreached or isinstance(error, AuthError)):
         sources = " and ".join(dict.fromkeys([target.url_source, target.key_source]))
@@ -3194,7 +3203,8 @@ def fetch_reference(url: str, args: Args) -> bytes:
     except LinkError as error:
         fault = f"The reference {shown} cannot be fetched: {error}."
         if error.is_temporary:
-            raise UnavailableError(fault, "Try again later.", billed="no") from None
+            hint = "Check the link, or try again later."
+            raise UnavailableError(fault, hint, billed="no") from None
         raise UsageError(fault, "Check the link, or save the picture and give its path.") from None
 
 
@@ -4240,6 +4250,8 @@ def generate(
     stream            ask for drafts as the picture is made, so that proxies stay connected
     api_key           in place of the configured key
     base_url          in place of the configured gateway
+
+    returns: a Generation, with paths, cost_cny and more
     raises: ImageGenError, a subclass for each kind of failure
     """
     return perform(locals(), save=True)
@@ -4429,7 +4441,7 @@ class Parser(argparse.ArgumentParser):
             near = nearest_flag(unknown[1], self._option_string_actions)
             hint = f"Did you mean {near}? {hint}" if near else hint
         elif message.startswith("unrecognized"):
-            hint = f"Put the whole prompt in quotes. {hint}"
+            hint = "Put the whole prompt in quotes, and --reference-image before each picture."
         sentence = message[:1].upper() + message[1:]
         raise UsageError(f"{sentence}.", hint)
 
@@ -4711,8 +4723,15 @@ def act_dry_run(options: argparse.Namespace) -> Outcome:
         facts["json"] = call.fields
     attempt_cny = Tally(price_of(args.model or ""), args.n).attempt_cny
     attempts = args.attempts if references else 1
+    possible_cny = attempt_cny and round(attempt_cny * attempts, 4)
     facts["estimated_cost_cny"] = attempt_cny
-    facts["possible_cost_cny"] = attempt_cny and round(attempt_cny * attempts, 4)
+    facts["possible_cost_cny"] = possible_cny
+    if attempt_cny is None or possible_cny is None:
+        log.info("price unknown; nothing was sent")
+    else:
+        price = money(attempt_cny)
+        text = "about %s, and up to %s with all attempts; nothing was sent"
+        log.info(text, price, money(possible_cny))
     return facts, [json.dumps(facts, indent=2, ensure_ascii=False)]
 
 
@@ -4854,7 +4873,7 @@ def check_lines(facts: Row) -> list[str]:
     for name, fact in facts.items():
         is_unset_budget = name.startswith("budget") and fact is None
         if name != "image_models" and not is_unset_budget:
-            text = str(fact)
+            text = cell_text(fact)
             title = name.replace("_", " ").replace("url", "URL").replace("cny", "in CNY")
             rows.append((title, words.get(text, text)))
     lines = aligned(rows)
@@ -4978,7 +4997,7 @@ class Console(logging.Handler):
             return
         elapsed_s = time.monotonic() - self._since
         spinner = "|/-"[int(elapsed_s * 10) % 3]
-        line = f"[image-gen] {spinner} {elapsed_s:3.0f} s  {self._live}"
+        line = f"[image-gen] {spinner} {elapsed_s:3.0f} s {self._live}"
         with contextlib.suppress(OSError):  # the terminal is gone
             columns = os.get_terminal_size(sys.stderr.fileno()).columns
             width = (columns or 80) - 3  # room for ^C

@@ -939,12 +939,12 @@ class Gateway:
 # --- Command line ---
 
 
-def settings(gateway: Gateway) -> dict[str, str]:
+def settings(gateway: Gateway, ledger: str) -> dict[str, str]:
     """What leads here; the ledger is one of its own, so that trials do not count as money."""
     return {
         "OMNIMAAS_API_KEY": gateway.key,
         "OMNIMAAS_BASE_URL": gateway.url,
-        "PRODUCT_SHOTS_IMAGEGEN_LEDGER": str(Path(tempfile.gettempdir(), "stand-in-ledger.db")),
+        "PRODUCT_SHOTS_IMAGEGEN_LEDGER": ledger,
     }
 
 
@@ -952,11 +952,11 @@ def say(sentence: str) -> None:
     print(f"[gateway] {sentence}", file=sys.stderr, flush=True)
 
 
-def run(command: Sequence[str], gateway: Gateway) -> int:
+def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """The command's exit code, as a shell would report it."""
     signal.signal(signal.SIGINT, lambda *_: None)  # the terminal tells the command, too
     try:
-        child = subprocess.Popen(command, env={**os.environ, **settings(gateway)})
+        child = subprocess.Popen(command, env={**os.environ, **environment})
     except OSError as error:
         say(f"cannot run {command[0]}: {error.strerror}.")
         return 127
@@ -965,8 +965,8 @@ def run(command: Sequence[str], gateway: Gateway) -> int:
     return code if code >= 0 else 128 - code
 
 
-def stay(gateway: Gateway) -> int:
-    for name, value in settings(gateway).items():
+def stay(environment: Mapping[str, str]) -> int:
+    for name, value in environment.items():
         print(f"export {name}={shlex.quote(value)}", flush=True)
     say("Type these lines in another terminal; Ctrl-C here ends the gateway.")
     with contextlib.suppress(KeyboardInterrupt):
@@ -993,7 +993,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return start_over(argv)
     border = argv.index("--") if "--" in argv else len(argv)
     hint = "[402] or [400 moderation_blocked] in a prompt makes the gateway fail so. "
-    parser = argparse.ArgumentParser(epilog=hint + "-- COMMAND ARGS... runs that with the gateway.")
+    parser = argparse.ArgumentParser(
+        usage="gateway.py [--port N] [--delay S] [--stream-style NAME] [-- COMMAND ARGS...]",
+        description="A gateway that draws what it is asked for, in place of a real picture.",
+        epilog=hint + "With -- COMMAND it runs that, and ends with it.",
+    )
     parser.add_argument("--port", type=int, default=0, help="default: any free one")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds for each picture")
     parser.add_argument("--stream-style", choices=STYLES, default="openai", help="whose streams")
@@ -1003,9 +1007,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, OverflowError) as error:
         say(f"cannot listen on port {given.port}: {error}.")
         return 2
-    with gateway:
+    with gateway, tempfile.TemporaryDirectory(prefix="stand-in-") as folder:
+        environment = settings(gateway, str(Path(folder, "ledger.db")))
         command = argv[border + 1 :]
-        return run(command, gateway) if command else stay(gateway)
+        return run(command, environment) if command else stay(environment)
 
 
 if __name__ == "__main__":
