@@ -83,7 +83,6 @@ MIN_FIT_PX, MAX_FIT_PX = 16, 8192
 REFERENCE_EDGES_PX = (1024, 768, 512)  # at first, then one after each 524 or read timeout
 REFERENCE_LIMIT_BYTES = 1_048_576
 REFERENCE_QUALITIES = (88, 80, 70, 55, 40)  # below the first only while the file is too large
-NEAREST, LANCZOS = 0, 1  # Pillow's numbers; the names for them depend on the version
 MIN_IMAGE_BYTES = 10_000  # the specification's self-check: a file must be larger than this
 MAX_ANSWER_BYTES = 64 * 2**20  # gpt-image-2's largest PNG is about 33 MB of base64
 MAX_ERROR_BYTES = 2**20  # of an answer whose status is an error
@@ -97,6 +96,7 @@ MAX_FIT_CUT = 0.03  # of a picture that a model made for --fit
 TIMEOUT_S = 300.0
 CONNECT_TIMEOUT_S = 30.0
 FETCH_TIMEOUT_S = 30.0  # a link gets at least this: fetching it is free, and a result is paid for
+ATTEMPTS = 3  # of a call with references
 RETRY_WAITS_S = (1.0, 4.0, 16.0)  # before the second attempt, the third, and every later one
 MAX_RETRY_AFTER_S = 60.0
 FETCH_TRIES = 3
@@ -183,6 +183,7 @@ class ImageGenError(Exception):
         self.attempts = 0
         self.cost_cny: float | None = 0.0
         self.possible_cost_cny: float | None = 0.0
+        # Between the parts of this program:
         self.bill = ""  # both in words, once a call was sent
         self.usage: JsonObject = {}  # the tokens that the gateway reports
         self.timed_out = False  # the references get smaller before the next attempt
@@ -379,7 +380,7 @@ class Args(NamedTuple):
     params: Mapping[str, Any] = {}
     output: PathLike | None = None
     timeout: float = TIMEOUT_S  # seconds
-    attempts: int = 3
+    attempts: int = ATTEMPTS
     proxy: str | None = None
     stream: bool = False
     is_shaped: bool = False  # the caller chose a ratio, a size or pixels to fit
@@ -458,6 +459,12 @@ class Place(NamedTuple):
     format: str  # Pillow's name, "" for whatever comes
 
 
+def total_tokens(usage: Mapping[str, Any]) -> int | None:
+    total = usage.get("total_tokens", usage.get("totalTokenCount"))
+    is_sane = type(total) is int and 0 <= total < 10**12
+    return total if is_sane else None
+
+
 class Generation:
     """What one call made. It unpacks as `image, usage = generate_openai(…)`.
 
@@ -506,12 +513,6 @@ class Generation:
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.images[0], self.usage))
-
-
-def total_tokens(usage: Mapping[str, Any]) -> int | None:
-    total = usage.get("total_tokens", usage.get("totalTokenCount"))
-    is_sane = type(total) is int and 0 <= total < 10**12
-    return total if is_sane else None
 
 
 # --- Tables ---
@@ -640,8 +641,8 @@ class Meaning(NamedTuple):
     """
 
     error: type[ImageGenError]
-    retryable: bool
-    status: str  # regular expression; "" fits any
+    retryable: bool = False
+    status: str = ""  # regular expression; "" fits any
     codes: str = ""  # stems, looked for in codes in snake case
     phrases: str = ""  # looked for in the sentence, unless the status is a 5xx
     hint: str = ""
@@ -663,8 +664,6 @@ MEANINGS = (
     # 403 (OpenRouter): "Key limit exceeded (total limit)."
     Meaning(
         QuotaError,
-        False,
-        "",
         phrases=r"credits (are|have been) (exhausted|depleted)|spending (cap|limit)"
         r"|key limit exceeded",
         hint=TOP_UP,
@@ -676,8 +675,7 @@ MEANINGS = (
     # 200 with base_resp 1002 (MiniMax): "rate limit"
     Meaning(
         QuotaError,
-        True,
-        "",
+        retryable=True,
         codes=r"resource_exhausted|rate_?limit|too_many_requests|throttling|concurrency_limit",
         phrases=r"resource_exhausted|rate[ -]limit|too many requests|请求过于频繁",
     ),
@@ -699,8 +697,6 @@ MEANINGS = (
     # 429 billing_not_active (OpenAI): "Your account is not active, please check your billing …"
     Meaning(
         QuotaError,
-        False,
-        "",
         codes=r"insufficient_(\w+_)?(quota|balance|credits?|funds)"
         r"|not_enough_(balance|credits?)|quota_(failed|not_enough|exceeded)"
         r"|exceeded_current_quota|billing_(hard_limit|not_active)"
@@ -718,7 +714,7 @@ MEANINGS = (
     ),
     # 403 (Azure): "Your resource has been temporarily blocked because we detected behavior that may
     #   violate our content policy." Every prompt fails then, so this is about the account.
-    Meaning(AuthError, False, "403", phrases=r"your resource has been (temporarily )?blocked"),
+    Meaning(AuthError, status="403", phrases=r"your resource has been (temporarily )?blocked"),
     # 400 moderation_blocked (OpenAI): "Your request was rejected by the safety system."
     # 400 content_policy_violation (OpenAI): "… rejected as a result of our safety system."
     # 400 content_filter (Azure): "… triggering Azure OpenAI's content management policy."
@@ -734,8 +730,6 @@ MEANINGS = (
     # 400 (xAI, which bills it): "Generated image rejected by content moderation."
     Meaning(
         RefusedError,
-        False,
-        "",
         codes=REFUSAL_CODES,
         phrases=r"(by|of) (the|our) safety system|content management policy|contentpolicyviolation"
         r"|sensitive words detected|(input|prompt|request|image|content) (was|is|has been) flagged"
@@ -754,8 +748,7 @@ MEANINGS = (
     # 200 with base_resp 2049 (MiniMax): "invalid api key"
     Meaning(
         AuthError,
-        False,
-        "(?!429)",
+        status="(?!429)",
         codes=r"api_?key_(invalid|missing|expired|not_valid)|(invalid|incorrect)_?api_?key"
         r"|invalid_token|authentication|unauthori[sz]ed|unauthenticated|no_db_connection",
         phrases=r"(incorrect|invalid) (api[ -]?key|proxy server token)|api key not valid"
@@ -766,21 +759,18 @@ MEANINGS = (
     # 400 (LiteLLM): "Invalid model name passed in model=x. Call `/v1/models` to view available …"
     Meaning(
         RejectedError,
-        False,
-        "",
         codes=r"model_?not_?(found|open)|(invalid|unknown)_model",
         phrases=r"invalid model name|model( \S+)? (does not|doesn't) exist",
         hint=SEE_MODELS,
     ),
-    Meaning(AuthError, False, "401|403"),
-    Meaning(QuotaError, False, "402", hint=TOP_UP),
-    Meaning(QuotaError, True, "429"),
+    Meaning(AuthError, status="401|403"),
+    Meaning(QuotaError, status="402", hint=TOP_UP),
+    Meaning(QuotaError, retryable=True, status="429"),
     # 500 convert_request_failed, invalid_request, model_price_error (new-api): sent to nobody
     # 200 with base_resp 2013 (MiniMax): "invalid params"
     Meaning(
         RejectedError,
-        False,
-        "[25]..",
+        status="[25]..",
         codes=r"invalid_(request|param|value|arg|size|image|type|url|input)|not_found|missing_"
         r"|unsupported|convert_request|bad_request|validation_|unknown_param|model_price_error",
         phrases=r"invalid params",
@@ -788,23 +778,23 @@ MEANINGS = (
     # 103: an interim answer, which a proxy sent as the last one
     # 499 (nginx, Google's CANCELLED): somebody on the way hung up
     # 408 (LiteLLM): "APITimeoutError - Request timed out. model: azure/…"
-    Meaning(UnavailableError, True, "1..|408|425|499|5.."),
+    Meaning(UnavailableError, retryable=True, status="1..|408|425|499|5.."),
     # data: {"error": {"code": 502, "message": "Provider returned error"}} (OpenRouter, in a stream)
     # event: error with the type server_error (OpenAI, in a stream)
     # 200 with base_resp 1001 (MiniMax): "request timeout", and 1033: "system error"
     Meaning(
         UnavailableError,
-        True,
-        "2..",
+        retryable=True,
+        status="2..",
         codes=r"(server|upstream|internal|provider|api)_?error|overloaded|unavailable|timeout"
         r"|deadline_exceeded|(do_request|get_channel)_failed|bad_response|empty_response",
         phrases=r"provider returned error|overloaded|request timeout"
         r"|(system|internal|unknown) error",
     ),
-    Meaning(ResponseError, False, "2.."),
-    Meaning(RejectedError, False, "404", hint="Check the base URL: most end in /v1."),
-    Meaning(RejectedError, False, "3..", hint="Set the base URL to where it redirects."),
-    Meaning(RejectedError, False, ""),
+    Meaning(ResponseError, status="2.."),
+    Meaning(RejectedError, status="404", hint="Check the base URL: most end in /v1."),
+    Meaning(RejectedError, status="3..", hint="Set the base URL to where it redirects."),
+    Meaning(RejectedError),
 )
 # Where a gateway speaks of itself: error.*, *.error.*, base_resp.* (MiniMax), output.* (DashScope),
 # and what stands at the top.
@@ -877,9 +867,12 @@ STANDARD_PLACE = (
 LINK_KEYS = r"(?i)ur[li]|link|href|src|path|image|file|output|result"
 BASE64 = r"[A-Za-z0-9+/_%-]{56}[A-Za-z0-9+/_%\r\n-]*={0,2}"
 # ![image](https://…) (new-api), <img src="…">, and any other address
-SHOWN_LINK = r"(?i)!\[[^][]*\]\(\s*<?([^\s\"'<>)]+)|<img\b[^<>]*?\bsrc=[\"']?([^\s\"'<>]+)"
+SHOWN_LINK = (
+    r"(?i)!\[[^][]*\]\(\s*<?((?:\([^\s()]*\)|[^\s\"'<>()])+)"
+    r"|<img\b[^<>]*?\bsrc=[\"']?([^\s\"'<>]+)"
+)
 OTHER_SCHEME = r"(?i)(?!https?:)[a-z][\w+.-]*:"  # data:, file:, javascript:
-BARE_LINK = r"(?i)https?://(?:\[[\da-f:.]+\])?[^\s\"'<>)\]`、。，；：！？）】」]+"
+BARE_LINK = r"(?i)https?://(?:\[[\da-f:.]+\])?(?:\([^\s()]*\)|[^\s\"'<>()\]`、。，；：！？）】」])+"
 # What may stand under one of LINK_KEYS: an address that has blanks and quotes in it, or a scheme
 # that is only told, such as gs:// (Vertex); a path; a file's name.
 ADDRESS = (
@@ -906,6 +899,7 @@ REFUSAL_OPENING = (
     r"|(很|非常)?(抱歉|对不起|遗憾)[^。！\n]{0,12}(无法|不能|没办法)"
     r"|我?(暂时)?(无法|不能|没办法)[^。！\n]{0,6}(生|创|绘|画|制|提|协|帮|处|满|完成|编辑)"
 )
+NO_REASON = r"(?i)false|none|\w*unspecified"  # BLOCK_REASON_UNSPECIFIED (Google)
 # An id belongs to work that has only begun when the answer also says so: Midjourney's proxies.
 UNFINISHED = r"(?i)queue|pending|process|submit|in_?progress|running|created|waiting|start"
 
@@ -1118,6 +1112,8 @@ def load_base_url(key_source: str | None = None, given: str | None = None) -> tu
     if key_source in (KEY_SOURCES[0], KEY_FILES[0]):
         return DEFAULT_BASE_URL, "default"
     wanted = URL_VARIABLES.get(key_source, "PRODUCT_SHOTS_IMAGEGEN_BASE_URL")
+    if key_source == "api_key":
+        wanted = f"base_url, or {wanted},"
     raise ConfigError(
         f"The key from {key_source} has no base URL.",
         f"Set {wanted} to the URL of your gateway.",
@@ -1160,9 +1156,10 @@ def load_target(api_key: str | None = None, base_url: str | None = None) -> Targ
     key, key_source = load_api_key(api_key)
     url, url_source = load_base_url(key_source, base_url)
     own = url_source.replace("_BASE_URL", "_API_KEY")
-    if own in (key_source, url_source):  # of one row, or no variable
+    is_given = api_key is not None
+    if is_given or own in (key_source, url_source):  # of one row, or no variable
         return Target(key, key_source, url, url_source)
-    if read_source(own) not in ("", api_key):
+    if read_source(own):
         raise ConfigError(
             f"The key from {key_source} would go to the gateway of {url_source}, "
             f"whose own key is in {own}.",
@@ -1310,6 +1307,11 @@ def part_cut(shape: float, wanted: float) -> float:
     return 1 - min(shape, wanted) / max(shape, wanted)
 
 
+def nearest_ratio(size: Size) -> str:
+    width, height = size
+    return nearest_shape(OPENAI_SIZE_BY_RATIO, width / height)
+
+
 def is_other_shape(width: int, height: int, asked: str | None) -> bool:
     """Whether a picture has another shape than a ratio or size; auto, say, has none."""
     if not re.fullmatch(r"[\d.]+[x:]\d+", asked or ""):
@@ -1354,9 +1356,8 @@ def choose_size(model: Model, aspect_ratio: str | None = None, size: str | None 
 def check_size(model: Model, size: str) -> str:
     """The size itself; raises UsageError for one that the model is known to refuse."""
     width, height = pixels_of(size)
-    if size in model.sizes and size != "WxH":
-        return size
-    if size.strip() and not model.is_catalogued:  # 2K (Seedream)
+    is_unjudged = size.strip() and not model.is_catalogued  # 2K (Seedream)
+    if size != "WxH" and (size in model.sizes or is_unjudged):
         return size
     if "WxH" in model.sizes and is_free_size(width, height):
         return size
@@ -1435,6 +1436,8 @@ def check_shape(args: Args) -> None:
             f"The aspect ratio {args.aspect_ratio!r} is not supported.",
             f"{question}Use one of {', '.join(OPENAI_SIZE_BY_RATIO)}.",
         )
+    if not isinstance(args.size, (str, type(None))):
+        raise bad_value(args, "size", "Write it like 1024x1024.")
     if args.fit is None:
         return
     width, height = pixels_of(args.fit)
@@ -1762,7 +1765,7 @@ def decoding(data: bytes) -> Iterator[Any]:
     name = sniff_format(data)
     if not name:
         fault = "it is not a picture" if data else "it is empty"
-        raise PictureError(fault, "" if data else "Give a picture that can be opened.")
+        raise PictureError(fault, "" if data else "Give a PNG or JPEG picture.")
     if name == "HEIF":
         register_heif()
     if data.startswith(b"MM\0+"):
@@ -1859,7 +1862,7 @@ def standardise(image: Any, edge_px: int | None = None) -> Any:
 
     out: RGBA when any of it is transparent, else RGB
     """
-    from PIL import ImageOps
+    from PIL import Image, ImageOps
 
     image.load()
     is_turned = image.format == "TIFF"  # Pillow turns these as it loads them
@@ -1869,7 +1872,7 @@ def standardise(image: Any, edge_px: int | None = None) -> Any:
     if image.mode in ("1", "P") or mode == "RGBA":
         image = image.convert(mode)
     if edge_px:  # a gap of 1.5 is twice as fast as LANCZOS alone, and 54 dB from it
-        image.thumbnail((edge_px, edge_px), LANCZOS, reducing_gap=1.5)
+        image.thumbnail((edge_px, edge_px), Image.Resampling.LANCZOS, reducing_gap=1.5)
     if not is_turned:
         with contextlib.suppress(Exception):  # broken EXIF
             image = ImageOps.exif_transpose(image)
@@ -1906,7 +1909,9 @@ def shrink(data: bytes, max_dim: int, max_bytes: int = REFERENCE_LIMIT_BYTES) ->
 
 def may_fit_as_png(image: Any, max_bytes: int) -> bool:
     """A guess from every fourth row: to encode a photograph as PNG is slow, and it rarely fits."""
-    rows = image.resize((image.width, math.ceil(image.height / 4)), NEAREST)
+    from PIL import Image
+
+    rows = image.resize((image.width, math.ceil(image.height / 4)), Image.Resampling.NEAREST)
     return 3 * len(encode(rows, "PNG")) <= max_bytes
 
 
@@ -2024,7 +2029,7 @@ def fitted(picture: Picture, width: int, height: int, name: str) -> Picture:
         is_stored_upright = source.size == picture.size
     if picture.size == (width, height) and is_stored_upright:
         return in_format(picture, name)
-    from PIL import ImageOps
+    from PIL import Image, ImageOps
 
     across, down = picture.size
     if across < width or down < height:
@@ -2036,12 +2041,7 @@ def fitted(picture: Picture, width: int, height: int, name: str) -> Picture:
         name = picture.format if picture.format in SENT_FORMATS else "PNG"
     with decoding(picture.data) as source:
         image = standardise(source)
-    return remade(ImageOps.fit(image, (width, height), LANCZOS), name)
-
-
-def nearest_ratio(size: Size) -> str:
-    width, height = size
-    return nearest_shape(OPENAI_SIZE_BY_RATIO, width / height)
+    return remade(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS), name)
 
 
 def warn_of_shape(args: Args, references: Sequence[Reference]) -> None:
@@ -2071,12 +2071,12 @@ class Inbox:
     def __init__(self, notify: Callable[[int], None] | None = None) -> None:
         self.body = bytearray()
         self.events: list[Any] = []
-        self.draft: Any = None  # the last draft's event
-        self.drafts = 0
+        self.draft_event: Any = None  # the last one
+        self.draft_count = 0
         self.is_stream: bool | None = None  # None until enough has arrived to tell
         self.is_finished = False  # a stream has said that its picture is complete
-        self.is_over = False  # … and that nothing more will come
-        self.has_failed = False  # … or that something went wrong
+        self.is_over = False  # a stream has said that nothing more will come
+        self.has_failed = False  # a stream has told of an error
         self._notify = notify
         self._texts: list[str] = []  # the pieces of a chat's content
         self._searched = 0  # so many bytes of the body hold no end of a line
@@ -2104,7 +2104,7 @@ class Inbox:
             self._take_line(bytes(self.body).strip(b"\r"))
             self._take_data()
             self.body.clear()
-            self.draft = redact_tree(self.draft, keys)
+            self.draft_event = redact_tree(self.draft_event, keys)
             words = {"content": "".join(self._texts)}
             return redact_tree([*self.events, words], keys)
         if sniff_format(self.body):  # a picture and nothing else
@@ -2130,7 +2130,7 @@ class Inbox:
             self._event_name = value.decode("utf-8", "replace").strip()
         elif field == b"data" and value[:20].strip() == b"[DONE]":
             self._end_event()
-            self.is_finished = self.is_finished or not self.has_failed
+            self.is_finished |= not self.has_failed
             self.is_over = True
         elif field == b"data" or line.startswith(b"{"):  # some leave the field's name out
             self._data.append(value if field == b"data" else line)
@@ -2168,22 +2168,22 @@ class Inbox:
         is_done = is_final(event, kind)
         has_index = event.get("partial_image_index") is not None
         if re.search(DRAFT_EVENT, kind) or (has_index and not is_done):
-            self.draft = event
-            self.drafts += 1
+            self.draft_event = event
+            self.draft_count += 1
             if self._notify:
-                self._notify(self.drafts)
+                self._notify(self.draft_count)
             return
         if re.search(ERROR_EVENT, kind) and not event.get("error"):
             event = {"error": event}
-        self.has_failed = self.has_failed or bool(event.get("error"))
+        self.has_failed |= bool(event.get("error"))
         for choice in list_in(event, "choices"):
             delta = choice.get("delta")
             if isinstance(delta, dict) and isinstance(delta.get("content"), str):
                 self._texts.append(delta.pop("content"))
         if has_images(event):  # what came before was a draft
             self.events = [earlier for earlier in self.events if not has_images(earlier)]
-        self.is_finished = self.is_finished or is_done
-        self.is_over = self.is_over or (is_done and kind.endswith("completed"))
+        self.is_finished |= is_done
+        self.is_over |= is_done and kind.endswith("completed")
         self.events.append(event)
 
 
@@ -2491,8 +2491,7 @@ def read_answer(
     family = args.family or ""
     candidates = [found for found in find_candidates(tree) if found.data not in echoes]
     has_bytes = any(candidate.data for candidate in candidates)
-    is_refusal = opens_as_refusal(tree) or (args.n == 1 and refusal_in(tree))
-    if is_refusal and not has_bytes:  # its links lead to policies, not to a picture
+    if opens_as_refusal(tree) and not has_bytes:  # its links lead to policies, not to a picture
         classify_response_error(family, tree)
     retrieval = Retrieval(args.n, echoes, fetch)
     retrieval.run(candidates, family)
@@ -2549,6 +2548,7 @@ def find_usage(tree: Any) -> JsonObject:
 def refusal_in(tree: Any) -> str:
     """The reason by which a model says that it refused, "" when it does not."""
     reasons = texts_under(tree, "refusal|block_?reason|rai_?filtered_?reason")
+    reasons = [text for text in reasons if not re.fullmatch(NO_REASON, text)]
     # content_filter (OpenAI), IMAGE_SAFETY (Google), the status "Content Moderated" (BFL)
     for ending in texts_under(tree, "(native_)?(finish|stop|failure)_?reason|status"):
         if re.search(REFUSAL_CODES, snake_case(ending)):
@@ -2659,7 +2659,8 @@ def handle_http_error(
 ) -> NoReturn:
     """Raise the ImageGenError of an answer whose status is no success.
 
-    body  bytes, text or a JSON tree
+    family  does not matter
+    body    bytes, text or a JSON tree
     """
     lowered = {name.lower(): value for name, value in (headers or {}).items()}
     if 300 <= status < 400:
@@ -2688,7 +2689,8 @@ def gateways_words(tree: Any) -> list[Any]:
 def classify_response_error(family: str, body: Any) -> NoReturn:
     """Raise the ImageGenError of a successful answer without a picture.
 
-    body  bytes, text or a JSON tree
+    family  does not matter
+    body    bytes, text or a JSON tree
     """
     tree = parse_body(body)
     said = gateways_words(tree)
@@ -2746,7 +2748,7 @@ def no_image_error(tree: Any, links: Sequence[str]) -> ImageGenError:
 
 def read_draft(inbox: Inbox, candidates: Sequence[Candidate]) -> bytes:
     """The last draft that decodes of a stream without its final picture; b"" without one."""
-    drafts = [*find_candidates(inbox.draft), *candidates]
+    drafts = [*find_candidates(inbox.draft_event), *candidates]
     for candidate in reversed(drafts):
         with contextlib.suppress(PictureError):
             if candidate.data:
@@ -3135,21 +3137,17 @@ def fetch(
     raises: LinkError, Interrupted
     """
     deadline = time.monotonic() + time_s
-    number = 1
-    while True:
+    for wait_s in RETRY_WAITS_S[: tries - 1]:
         now = time.monotonic()
-        share_s = (deadline - now) / (1 if number == tries else 1.5)  # 20 s, then 6.7 s, of 30 s
-        try:
-            return fetch_once(request, now + share_s, keys, is_reference)
+        try:  # two thirds of what is left: 20 s, then 6.7 s, of 30 s
+            return fetch_once(request, now + (deadline - now) / 1.5, keys, is_reference)
         except LinkError as error:
-            if number == tries or (is_reference and not error.is_temporary):
-                raise
-            wait_s = RETRY_WAITS_S[number - 1]
-            if time.monotonic() + wait_s >= deadline:
+            is_late = time.monotonic() + wait_s >= deadline
+            if is_late or (is_reference and not error.is_temporary):
                 raise
         if STOP.wait(wait_s):
             raise Interrupted("Interrupted.")
-        number += 1
+    return fetch_once(request, deadline, keys, is_reference)
 
 
 def fetch_result(
@@ -3208,7 +3206,7 @@ def fetch_reference(url: str, args: Args) -> bytes:
         raise UsageError(fault, "Check the link, or save the picture and give its path.") from None
 
 
-# --- Disk: the only code that writes ---
+# --- Disk: the only code that writes pictures ---
 
 
 class Saved(NamedTuple):
@@ -3872,7 +3870,6 @@ def keep_remains(error: ImageGenError, partial: bytes, draft: bytes) -> None:
         error.hint += f" The last draft is kept at {error.draft_at}."
     if partial and error.saved_at:
         error.hint += f" The part that arrived is kept at {error.saved_at}."
-    error.args = (error.message, error.hint)
 
 
 def money(amount: float) -> str:
@@ -4019,7 +4016,7 @@ def explained(error: ImageGenError, answer: Answer, tree: Any) -> ImageGenError:
     inbox = answer.inbox
     ended_early = bool(answer.fault) and not error.image_urls
     if inbox.is_stream:
-        ended_early = ended_early or not inbox.is_finished or inbox.drafts > 0
+        ended_early = ended_early or not inbox.is_finished or inbox.draft_count > 0
         pictures = [] if inbox.is_finished else list(find_candidates(tree))
         error.draft = read_draft(inbox, pictures)
     if isinstance(error, ResponseError) and ended_early:
@@ -4038,7 +4035,7 @@ def broken_off_error(error: ImageGenError, answer: Answer) -> UnavailableError:
     if inbox.has_failed:
         what = f"{error.message} {what}"
     why = f": {answer.fault}" if answer.fault else ""
-    drafts = [draft.link for draft in find_candidates(inbox.draft) if draft.link]
+    drafts = [draft.link for draft in find_candidates(inbox.draft_event) if draft.link]
     links = list(dict.fromkeys([*error.image_urls, *drafts]))
     hint = f"A draft may be at: {' '.join(links)}" if links else ""
     cut = UnavailableError(f"{what}{why}.", hint, image_urls=links)
@@ -4223,7 +4220,7 @@ def generate(
     mask: PathLike | None = None,
     params: Mapping[str, Any] | None = None,
     timeout: float = TIMEOUT_S,
-    attempts: int = 3,
+    attempts: int = ATTEMPTS,
     proxy: str | None = None,
     stream: bool = False,
     api_key: str | None = None,
@@ -4273,7 +4270,7 @@ def generate_image(
     mask: PathLike | None = None,
     params: Mapping[str, Any] | None = None,
     timeout: float = TIMEOUT_S,
-    attempts: int = 3,
+    attempts: int = ATTEMPTS,
     proxy: str | None = None,
     stream: bool = False,
     api_key: str | None = None,
@@ -4320,7 +4317,7 @@ def generate_openai(
     mask: PathLike | None = None,
     params: Mapping[str, Any] | None = None,
     timeout: float = TIMEOUT_S,
-    attempts: int = 3,
+    attempts: int = ATTEMPTS,
     proxy: str | None = None,
     stream: bool = False,
 ) -> Generation:
@@ -4358,7 +4355,7 @@ def generate_gemini(
     negative_prompt: str | None = None,
     params: Mapping[str, Any] | None = None,
     timeout: float = TIMEOUT_S,
-    attempts: int = 3,
+    attempts: int = ATTEMPTS,
     proxy: str | None = None,
     stream: bool = False,
 ) -> Generation:
@@ -4596,7 +4593,7 @@ def add_call_flags(parser: Parser) -> None:
         "--attempts",
         metavar="N",
         type=numeral,
-        default=3,
+        default=ATTEMPTS,
         help="for calls with references, 1 to 5; others are sent once; default: %(default)s",
     )
     flag(
@@ -4824,6 +4821,22 @@ def act_costs(options: argparse.Namespace) -> Outcome:
     return costs, lines
 
 
+CHECK_TITLES = {
+    "key": "key",
+    "key_source": "key source",
+    "base_url": "base URL",
+    "url_source": "URL source",
+    "version": "version",
+    "python": "python",
+    "requests": "requests",
+    "pillow": "pillow",
+    "budget_cny": "budget, CNY a day",
+    "budget_left_cny": "budget left, CNY",
+    "accepted": "key accepted",
+    "models": "models",
+}
+
+
 def act_check(options: argparse.Namespace) -> Outcome:
     """Ask GET /models, which is free, whether the gateway takes the key."""
     target = load_target()
@@ -4868,14 +4881,15 @@ def act_check(options: argparse.Namespace) -> Outcome:
 
 def check_lines(facts: Row) -> list[str]:
     """What --check found, for a person."""
-    words = {"True": "yes", "False": "no", "None": "unknown"}
+    words = {True: "yes", False: "no", None: "unknown"}
     rows = []
-    for name, fact in facts.items():
+    for name, title in CHECK_TITLES.items():
+        fact = facts[name]
         is_unset_budget = name.startswith("budget") and fact is None
-        if name != "image_models" and not is_unset_budget:
-            text = cell_text(fact)
-            title = name.replace("_", " ").replace("url", "URL").replace("cny", "in CNY")
-            rows.append((title, words.get(text, text)))
+        if not is_unset_budget:
+            is_word = fact is None or isinstance(fact, bool)
+            text = words[fact] if is_word else cell_text(fact)
+            rows.append((title, text))
     lines = aligned(rows)
     prices = []
     for model in facts["image_models"]:
@@ -4965,6 +4979,7 @@ class Console(logging.Handler):
         self.keys: list[str] = []
         self.warnings: list[str] = []
         self._live = ""  # what is waited for, "" when there is no live line
+        self._news = ""  # of what is waited for
         self._since = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -4974,11 +4989,11 @@ class Console(logging.Handler):
             self.say(f"warning: {text}")
         elif not (hasattr(record, "live") and sys.stderr and sys.stderr.isatty()):
             self.say(text)
-        elif self._live:  # news of what is waited for
-            waiting = self._live[self._live.index("waiting") :]
-            self._live = f"{text}, {waiting}"
+        elif self._live:
+            self._news = f"{text}, "
         else:
             self._live = text
+            self._news = ""
             self._since = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -4997,7 +5012,7 @@ class Console(logging.Handler):
             return
         elapsed_s = time.monotonic() - self._since
         spinner = "|/-"[int(elapsed_s * 10) % 3]
-        line = f"[image-gen] {spinner} {elapsed_s:3.0f} s {self._live}"
+        line = f"[image-gen] {spinner} {elapsed_s:3.0f} s {self._news}{self._live}"
         with contextlib.suppress(OSError):  # the terminal is gone
             columns = os.get_terminal_size(sys.stderr.fileno()).columns
             width = (columns or 80) - 3  # room for ^C

@@ -46,6 +46,7 @@ TALK = {  # a chat's words
     "a sentence": "Your picture: $LINK.",
     "Chinese goes on": "图片已生成：$LINK，有效期24小时",
     "HTML": "<p>Done</p><img alt='x' src='$PATH(FINAL, 5f3a)' width=512>",
+    "HTML, bare": "<img src=$PATH(FINAL, 5f3a)>",
     "HTML, escaped": '<img src="$LINK(FINAL, 5f3a)?a=1&amp;b=2"/>',
     # words beside it
     "thoughts": f"<think>I can't draw it. {'Hm. ' * 4000}</think>![image]($LINK)",
@@ -224,6 +225,7 @@ WHOLE_BODIES: dict[str, Callable[[Shelf], Any]] = {
     "GBK": lambda s: s.fill('{"choices": [{"text": "图片: $DATA"}]}').encode("gbk"),
     "PHP's slashes": lambda s: s.fill(WORDS).replace("/", "\\/"),
     ".NET's escapes": lambda s: s.fill(ANSWER).replace("+", "\\u002B"),
+    "brackets in a link": lambda s: chat(f"![image]({s.link(FINAL, 'cup_(1).png')})"),
     # kie.ai
     "JSON within JSON": lambda s: {"resultJson": json.dumps([s.link(FINAL)]).replace("/", "\\/")},
     "blanks first": lambda s: " \r\n\t\n" * 2000 + s.fill(ANSWER),  # sub2api, CLIProxyAPI
@@ -503,7 +505,8 @@ def test_task_of_a_lost_picture(gateway: Gateway) -> None:
 
 # --- Paid, and nearly lost ---
 
-BRANDS = (b"avif", b"avis", b"heic", b"hevc", b"mif1", b"msf1")  # of AVIF and HEIF
+AVIF = (b"avif", b"avis", b"mif1\0\0\0\0avif", b"msf1\0\0\0\0miafavis")  # brands
+BRANDS = (*AVIF, b"heic", b"hevc", b"mif1", b"msf1")  # the others are HEIF's
 FIRST_BYTES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\1\0\0\0WEBP", b"GIF89a", b"MM\0*")
 
 
@@ -513,6 +516,7 @@ def test_picture_that_does_not_decode_is_kept(gateway: Gateway, kept: Path, firs
     error = failure("openai", gateway, bodies.made(first + bytes(200)))
     assert [str(path) for path in kept.iterdir()] == [error.saved_at]
     assert f"The part that arrived is kept at {error.saved_at}." in error.hint
+    assert str(error.saved_at).endswith(".avif") == first.endswith(AVIF)
     assert Path(str(error.saved_at)).read_bytes() == first + bytes(200)
 
 
@@ -587,9 +591,10 @@ def test_everything_that_may_be_a_picture_is_a_candidate(gateway: Gateway, body:
     assert ask("gemini", gateway, body).images == [FINAL]
 
 
-DRAFTS = "thumbnail_url preview_url partial_image_b64 thought thinking reasoning_details"
-FOREIGN = "avatar favicon author_image user input_image request prompt.image support_image"
-FOREIGN += " callback webhook citations annotations"
+DRAFTS = "thumbnail_url preview_url draft partial_image_b64 thought thinking reasoning_details"
+FOREIGN = "avatar favicon author_image user input_image request prompt.image support_image emoji"
+FOREIGN += " callback webhook citations annotations icon logo profile mask help docs homepage"
+FOREIGN += " website terms policy policies"
 
 
 @pytest.mark.parametrize("key", f"{DRAFTS} {FOREIGN}".split())
@@ -599,19 +604,10 @@ def test_what_is_less_likely_by_its_key_comes_last(gateway: Gateway, key: str) -
     assert ask("openai", gateway, body).images == [FINAL]
 
 
-COMPANY = (
-    "avatar.png",
-    "favicon.ico",
-    "[logo]",
-    "[Icon]",
-    "[badge]",
-    "[banner]",
-    "[QR]",
-    "[qrcode]",
-)
+COMPANY = "avatar.png favicon.ico emoji.png [logo] [Icon] [badge] [banner] [QR] [qrcode]"
 
 
-@pytest.mark.parametrize("words", COMPANY)
+@pytest.mark.parametrize("words", COMPANY.split())
 def test_a_service_s_own_pictures_do_not_count(gateway: Gateway, words: str) -> None:
     """Avatars, favicons, logos and the like below the picture, told by their labels or names."""
     label, name = (words, "a.png") if words[0] == "[" else ("[]", words)

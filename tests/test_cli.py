@@ -185,7 +185,7 @@ def test_check_shows_what_is_configured_and_asks_for_free(gateway: Gateway, run:
     assert (facts["key_source"], facts["url_source"]) == ("OMNIMAAS_API_KEY", "OMNIMAAS_BASE_URL")
     assert (facts["base_url"], facts["accepted"], facts["models"]) == (gateway.url, True, 2)
     assert facts["python"] == sys.version.split()[0]
-    assert lines.pop("accepted") == "yes"
+    assert lines.pop("key accepted") == "yes"
     shown = {label.replace(" ", "_").lower(): text for label, text in lines.items()}
     assert shown.items() <= {name: str(fact) for name, fact in facts.items()}.items()
     unsaid = {name for name, fact in facts.items() if fact in (None, [], True)}
@@ -213,7 +213,7 @@ def test_check_fails_as_a_call_would(
     error = outcome.json["error"]
     assert (outcome.code, outcome.json["ok"], error["billed"]) == (code, False, "no")
     assert "billed" not in error["message"] + error["hint"] and "--check" not in error["hint"]
-    assert re.search(rf"accepted +{accepted}\n", outcome.err)
+    assert re.search(rf"key accepted +{accepted}\n", outcome.err)
     assert f"{gateway.key[:8]}…" in outcome.err and gateway.url in outcome.err
     assert gateway.calls == []
 
@@ -314,17 +314,17 @@ def watch(gateway: Gateway, run: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 @table("reply, end", {"saved": (Reply(), "saved"), "refused": (Reply(401), "error: ")})
 def test_a_live_line_shows_that_it_works(watch: Any, reply: Reply, end: str) -> None:
     """On a terminal, stderr shows a live elapsed-seconds line while the gateway works."""
-    live, left = watch(r"(?s) (\d+) s  .* (?!\1 )\d+ s  ", reply)
-    seconds = [int(re.findall(r" (\d+) s  ", line)[0]) for line in live]
+    live, left = watch(r"(?s) (\d+) s wait.* (?!\1 )\d+ s wait", reply)
+    seconds = [int(re.findall(r" (\d+) s wait", line)[0]) for line in live]
     assert seconds == sorted(seconds) and seconds[0] < seconds[-1] < 60
     assert all(GEMINI in line and "50-70 s, attempt 1 of 1" in line for line in live)
     assert all(line.startswith("[image-gen] ") and "attempt" not in line for line in left)
     assert [line for line in left if end in line]
 
 
-@pytest.mark.parametrize(("columns", "end"), [(40, "waiting for gemi"), (90, "typically 50-70 s")])
+@pytest.mark.parametrize(("columns", "end"), [(40, "waiting for gemin"), (80, "typically 50-70 s")])
 def test_a_live_line_never_fills_the_terminal(watch: Any, columns: int, end: str) -> None:
     """In the last column it would make some terminals begin another line, and ^C needs two more."""
-    live, left = watch(r" \d+ s  ", Reply(), columns=columns)
+    live, left = watch(r" \d+ s wait", Reply(), columns=columns)
     assert all(line.endswith(end) and len(line) <= columns - 3 for line in live)
     assert max(map(len, left)) > 40, "what stays is whole"

@@ -83,94 +83,88 @@ no credit | 400 | insufficient_quota INSUFFICIENT_BALANCE insufficient_credits Q
 no credit | 400 | pre_consume_token_quota_failed exceeded_current_quota_error
 no credit | 400 | billing_hard_limit_reached AccountOverdueError Arrearage budget_exceeded
 no credit | 403 | AllocationQuota.FreeTierOnly entitlement_daily_limit_exceeded
-no credit | 400 | NOT_ENOUGH_BALANCE not_enough_credits billing_not_active
+no credit | 400 | NOT_ENOUGH_BALANCE not_enough_credits billing_not_active payment_required
+no credit | 400 | insufficient_funds quota_not_enough no_credits credit_exhausted credits_depleted
 refused | 400 | moderation_blocked content_filter contentFilter ContentPolicyViolationError
 refused | 400 | sensitive_words_detected InputTextSensitiveContentDetected prompt_blocked
-refused | 400 | DataInspectionFailed InputTextRiskDetection PUBLIC_ERROR_UNSAFE_GENERATION
+refused | 400 | DataInspectionFailed InputTextRiskDetection PUBLIC_ERROR_UNSAFE_GENERATION NSFW
+refused | 400 | moderation moderation_failed moderation_flagged moderation_refused content_policy
+refused | 400 | safety_violation
 refused | 200 | ResponsibleAIPolicyViolation SAFETY BLOCKLIST PROHIBITED_CONTENT RECITATION SPII
-auth | 400 | API_KEY_INVALID invalid_api_key InvalidApiKey no_db_connection
+auth | 400 | API_KEY_INVALID invalid_api_key InvalidApiKey no_db_connection incorrect_api_key
+auth | 400 | api_key_missing api_key_expired ApiKeyNotValid invalid_token
 auth | 200 | authentication_error Unauthorized UNAUTHENTICATED
-no model | 503 | model_not_found ModelNotFound ModelNotOpen
+no model | 503 | model_not_found ModelNotFound ModelNotOpen invalid_model unknown_model
 rejected | 500 | invalid_request InvalidParameter invalid_value INVALID_ARGUMENT invalid_image_file
 rejected | 500 | invalid_type not_found_error missing_required_parameter unsupported_parameter
 rejected | 500 | convert_request_failed bad_request_body validation_error unknown_parameter
-rejected | 500 | model_price_error
+rejected | 500 | model_price_error invalid_size invalid_url invalid_input
 passes | 200 | server_error upstream_error InternalError api_error ServerOverloaded UNAVAILABLE
 passes | 200 | timeout_error DEADLINE_EXCEEDED do_request_failed get_channel_failed
-passes | 200 | bad_response_body empty_response
+passes | 200 | bad_response_body empty_response provider_error
 """
-# Sentences that do, with one code or none: the meaning | such a status | the sentence
+# Sentences that do, with one code or none: the meaning | such a status | the sentences
 SENTENCES = """
-too fast | 200 | {"status": "RESOURCE_EXHAUSTED"}
+too fast | 200 | {"status": "RESOURCE_EXHAUSTED"} / Too many requests, please slow down.
 too fast | 400 | Request was rejected due to rate limiting. Details: TPM limit reached.
-too fast | 200 | Too many requests, please slow down.
 too fast | 200 | 请求过于频繁，请稍后再试
-no credit | 429 | QUOTA
+no credit | 429 | QUOTA / Your credits have been exhausted.
+no credit | 429 | Your team has used all available credits.
 no credit | 403 | token quota is not enough, token remain quota: ＄0.01, need quota: ＄0.05
-no credit | 400 | Billing hard limit has been reached
-no credit | 400 | Insufficient Balance
+no credit | 400 | Billing hard limit has been reached / Insufficient Balance / Insufficient quota
 no credit | 400 | Insufficient credits. Add more using https://openrouter.ai/settings/credits
-no credit | 400 | This request requires more credits, or fewer max_tokens.
-no credit | 403 | Sorry, your account balance is insufficient
+no credit | 400 | This request requires more credits, or fewer max_tokens. / Insufficient funds
+no credit | 403 | Sorry, your account balance is insufficient / The balance is not enough.
 no credit | 400 | Your credit balance is too low to access the Anthropic API.
 no credit | 403 | User is locked. Reason: Exhausted balance. Top up your balance.
 no credit | 403 | The request failed because your account has an overdue balance.
 no credit | 400 | Access denied, please make sure your account is in good standing.
-no credit | 403 | The free tier of the model has been exhausted.
-no credit | 401 | The free quota has been used up.
+no credit | 403 | The free tier of the model has been exhausted. / The free quota has been used up.
 no credit | 400 | Budget has been exceeded! Current cost: 26.075, Max budget: 0.25
-no credit | 403 | Your team doesn't have any credits yet.
-no credit | 429 | Your team has used all available credits.
+no credit | 403 | Your team doesn't have any credits yet. / You are out of credits.
 no credit | 403 | Key limit exceeded (total limit). Manage it using https://openrouter.ai/keys
-no credit | 403 | not enough balance
-no credit | 400 | You do not have enough credits
-no credit | 400 | not enough api tokens
-no credit | 403 | 用户额度不足, 剩余额度: ＄0.000000
-no credit | 403 | 账户余额不足
+no credit | 400 | You do not have enough credits / not enough balance / not enough api tokens
+no credit | 400 | Credits exhausted / Credit depleted
+no credit | 403 | 用户额度不足, 剩余额度: ＄0.000000 / 账户余额不足 / 您的账户已欠费
 no credit | 401 | 该令牌额度已用尽 TokenStatusExhausted[sk-abc***xyz]
 no credit | 403 | 预扣费额度失败, 用户剩余额度: ＄0.539534, 需要预扣费额度: ＄2.906176
-no credit | 403 | 您的账户已欠费
 auth | 403 | Your resource has been temporarily blocked: it may violate our content policy.
 refused | 400 | Your request was rejected by the safety system.
 refused | 400 | Your request was rejected as a result of our safety system.
 refused | 400 | The prompt triggered Azure OpenAI's content management policy.
 refused | 400 | litellm.BadRequestError: litellm.ContentPolicyViolationError: AzureException
-refused | 400 | user sensitive words detected
+refused | 400 | user sensitive words detected / The image is flagged. / Its content has been flagged.
 refused | 403 | It requires moderation and your input was flagged for "x". No credits were charged.
 refused | 403 | Your request was flagged by our content moderation system.
 refused | 400 | Invalid prompt: your prompt was flagged as potentially violating our usage policy.
-refused | 400 | Generated image rejected by content moderation.
+refused | 400 | Generated image rejected by content moderation. / There is material flagged in it.
 refused | 422 | It could not be processed: flagged by a content checker.
-refused | 403 | May contain senstive.....
+refused | 403 | May contain senstive..... / It contains prohibited words. / It contains unsafe words.
 refused | 400 | The input text may contain sensitive information. Request id: 7f
 refused | 400 | Input data may contain inappropriate content.
-refused | 400 | The input text includes sensitive content.
-refused | 200 | input new_sensitive
-refused | 200 | 可能包含敏感词
+refused | 400 | The input text includes sensitive content. / It includes inappropriate content.
+refused | 400 | Your prompt violates it. / Such a request may violate it. / The image might violate it.
+refused | 400 | The input violates it. / It violates our usage policy. / It violates the usage policy.
+refused | 400 | The prompt was blocked. / The request has been blocked. / The image was blocked.
+refused | 400 | The response was blocked. / input new_sensitive / 内容违规 / 存在敏感内容 / 敏感信息
+refused | 200 | 可能包含敏感词 / 提示词包含敏感表述 / 图片含有违规元素 / 请求涉及不安全因素 / 检测到敏感词
 refused | 400 | 系统检测到输入或生成内容可能包含不安全或敏感内容
-auth | 400 | Incorrect API key provided: sk-abc***xyz.
-auth | 400 | Invalid API-key provided.
-auth | 400 | Authentication Error, Invalid proxy server token passed.
-auth | 400 | API key not valid. Please pass a valid API key.
-auth | 400 | 无效的令牌
-auth | 400 | 该令牌状态不可用
+auth | 400 | Incorrect API key provided: sk-abc***xyz. / Invalid API-key provided. / 无效的令牌
+auth | 400 | Authentication Error, Invalid proxy server token passed. / invalid api key
+auth | 400 | API key not valid. Please pass a valid API key. / 该令牌状态不可用
 no model | 400 | Invalid model name passed in model=x. Call `/v1/models` to view available models.
-no model | 400 | The model 'x' does not exist.
+no model | 400 | The model 'x' does not exist. / The model doesn't exist.
 no model | 400 | Model does not exist. Please check it carefully.
 rejected | 200 | invalid params
-passes | 200 | Provider returned error
-passes | 200 | The model is overloaded. Please try again later.
-passes | 200 | request timeout
-passes | 200 | system error
-passes | 200 | internal error
-passes | 200 | unknown error
+passes | 200 | Provider returned error / The model is overloaded. Please try again later.
+passes | 200 | request timeout / system error / internal error / unknown error
 """
 STATUSES = {
     "auth": "401 403",
     "no credit": "402",
     "too fast": "429",
     "rejected": "400 404 405 409 413 415 418 422 451",
-    "passes": "408 425 500 501 502 503 504 520 521 522 523 524 529 599",
+    "passes": "103 408 425 500 501 502 503 504 520 521 522 523 524 529 599",
     "unusable": "200",
 }
 HINTS = {401: "--check", 403: "--check", 404: "/v1", 429: "again", 402: "top up", 500: "again"}
@@ -212,11 +206,13 @@ def test_codes(expected: str, status: str, codes: str) -> None:
         )
 
 
-@pytest.mark.parametrize(("expected", "status", "sentence"), rows(SENTENCES))
-def test_sentences(expected: str, status: str, sentence: str) -> None:
+@pytest.mark.parametrize(("expected", "status", "sentences"), rows(SENTENCES))
+def test_sentences(expected: str, status: str, sentences: str) -> None:
     """Of gateways that send no code, or one that says nothing."""
-    for code in (None, "30001"):
-        assert meaning(raised(int(status), canonical(sentence, code, None))) == expected
+    for sentence in sentences.split(" / "):
+        for code in (None, "30001"):
+            error = raised(int(status), canonical(sentence, code, None))
+            assert (sentence, meaning(error)) == (sentence, expected)
 
 
 @pytest.mark.parametrize("body", [b"", page("example.com | A timeout  occurred", "x" * 9000)])
@@ -250,6 +246,8 @@ SHAPES = {  # all dialects in which a fault is told, and what must be heard
     "comparison": ({"error": "width must be <4096 and >512"}, "width must be <4096 and >512"),
     "byte-order-mark": (b"\xef\xbb\xbf" + json.dumps(BAD).encode(), "Bad size"),
     "not-utf-8": (b'{"message": "Bad size \xf6"}', "Bad size"),
+    "300-letters": ({"message": "x" * 300}, "400: " + "x" * 300 + "."),
+    "301-letters": ({"message": "x" * 301}, "400: " + "x" * 299 + "…"),
 }
 
 

@@ -141,6 +141,8 @@ ENDS = {
     "words": ([WORDS], "", 9, "response", "maybe", 0, 1, MAYBE),
     "web page": ([PAGE], "", 9, "response", "maybe", 0, 1, MAYBE),
     "no price": ([picture], UNPRICED, 0, None, "yes", None, None, ", price unknown\n"),
+    "no price, key": ([KEY], UNPRICED, 4, "auth", "no", 0, 0, FREE),
+    "no price, empty": ([EMPTY], UNPRICED, 9, "response", "yes", None, None, "] billed: price unknown"),
     "no price, late": ([LATE], UNPRICED, 6, "unavailable", "maybe", None, None, "price unknown"),
     # with a reference, so that there are three attempts
     "R late, saved": ([LATE, picture], "", 0, None, "yes", 1, 2, f", {PARTLY}\n"),
@@ -246,12 +248,12 @@ def test_key_is_in_no_column(shop: Shop, monkeypatch: Any) -> None:
     key = shop.gateway.key
     link = shop.gateway.publish(f"{key}.png", bodies.FINAL)
     reference = shop.reference.rename(shop.reference.with_name(f"{key}.png"))
-    flags = ["--reference-image", reference, "--negative-prompt", key, "--model", f"{key}/flux"]
+    flags = ["--reference-image", reference, "--negative-prompt", key, "--model", f"{key}/flux{'x' * 5000}"]
     refusal = Reply(400, body=bodies.canonical(key, key))
     shop.gateway.answer(Reply(body=bodies.linked("openai", link)), refusal)
     for output in (f"{key}.png", f"{key}/", os.fsdecode(b"caf\xe9.png")):  # a name may be any bytes
         shop.run("--prompt", f"a cup, {key}", "--output", output, *flags)
-    assert len(shop.rows("id")) == 3
+    assert shop.rows("length(model)") == [[4000]] * 3
     assert b"standin-0123" not in shop.ledger.read_bytes()
 
 

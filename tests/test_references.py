@@ -123,6 +123,9 @@ def test_sixteen_bits_are_scaled_and_not_clipped(send: Send) -> None:
     for share in (0.02, 0.25, 0.5, 0.75, 0.98):
         seen = image.getpixel((int(share * (image.width - 1)), image.height // 2))
         assert seen == pytest.approx(255 * share, abs=4)
+    dark = Image.linear_gradient("L").convert("F").point(lambda value: value * (1 / 510))
+    sent = opened(send("dark.tiff", pictures.encoded(dark, "TIFF"))).convert("L")
+    assert sent.getextrema() == pytest.approx((0, 127), abs=2)  # floats of 0 to 1: half is grey
 
 
 def test_invisible_colours_do_not_leak_into_the_edge(send: Send) -> None:

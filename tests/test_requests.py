@@ -92,10 +92,8 @@ def test_image_to_image_of_openai(gateway: Gateway, run: Any, refs: Any) -> None
     assert received.fields == {"model": GPT, "prompt": PROMPT, "n": "1", "size": "1024x1024"}
     assert [part.name for part in received.form[4:]] == ["image[]"] * 3
     assert references_in(received) == list(zip(TYPES, data_of(flags)))
-    names = [str(part.filename) for part in received.files]
-    endings = [name.rpartition(".")[2].replace("jpeg", "jpg") for name in names]
-    assert endings == ["png", "jpg", "webp"]
-    assert all(name.isascii() and name.isprintable() for name in names)
+    names = [part.filename for part in received.files]
+    assert names == ["image-1.png", "image-2.jpeg", "image-3.webp"]
 
 
 @table(

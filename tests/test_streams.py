@@ -115,6 +115,7 @@ def test_draft_is_kept_and_never_taken_for_the_picture(
 SUCCEEDED = {"type": "image_generation.partial_succeeded", "image_index": 0}  # Volcengine, MiniMax
 THOUGHT = bodies.native(bodies.inline(DRAFT, thought=True), finishReason=None)
 LITELLM = delta("", image={"url": data_url(FINAL)})
+LITELLM_LINK = delta("", image={"url": "$LINK"})
 RESPONSES = [
     {"type": "response.image_generation_call.partial_image", "partial_image_b64": b64(DRAFT)},
     {"type": "response.output_item.done", "item": {"result": b64(FINAL)}},
@@ -130,6 +131,7 @@ FINISHED: dict[str, Any] = {  # events, which may have links to FINAL in them, a
     "new-api": ([": PING", *map(delta, PIECES), END, {"choices": [], "usage": USAGE}, DONE], {}),
     "new-api, a link in pieces": ([delta("![image]("), delta("$LINK"), delta(")"), DONE], {}),
     "new-api, thoughts": ([delta(None, reasoning_content=data_url(DRAFT)), LITELLM, END], {}),
+    "LiteLLM, drafts": ([delta("", image={"url": data_url(DRAFT)}), LITELLM_LINK, END], {}),
     "new-api, its upstream's": ([{**COUNTED, "data": [{"url": "$LINK"}]}], {}),
     "a whole answer": ([bodies.made(FINAL)], {}),
     "a whole chat": ([bodies.chat(DRAWN, None)], {}),
@@ -263,7 +265,7 @@ def test_live_line_tells_of_drafts(ask: Any, gateway: Gateway, monkeypatch: Any)
         with contextlib.suppress(OSError):  # the other side is closed
             while text := os.read(terminal, 65_536).decode():
                 texts.append(text)
-                if re.search(r"s  draft 2 has arrived, waiting", "".join(texts)):
+                if re.search(r"s draft 2 has arrived, waiting", "".join(texts)):
                     gateway.release()
 
     watcher = threading.Thread(target=watch)
