@@ -146,6 +146,7 @@ def test_bad_arguments(gateway: Gateway, run: Any, folder: Path, words: str, say
     said = f"{error['message']} {error['hint']}".lower()
     assert [word for word in says.lower().replace("=1", "").split() if word not in said] == []
     assert re.fullmatch(r"((?![.!?] +[A-Z]).)+\.", error["message"]), "one sentence"
+    assert "--params" not in said, "the flag is --param"
     assert error["hint"] and "numeral" not in said and "billed" not in outcome.err
     assert f"[image-gen] error: {error['message']}" in outcome.err.splitlines()
 

@@ -310,7 +310,7 @@ def test_exit_codes(run: Run) -> None:
     explained = [int(row["code"]) for row in tables("README.md", "when-it-fails")[0]]
     assert explained == sorted({row[0] for row in rows[1:]})
     purse = re.search(
-        r"code: (.+) cost nothing; (.+) may have cost something; (.+) were paid",
+        r"code:\*\* (.+) cost nothing; (.+) may have cost something; (.+) were paid",
         sections("SKILL.md")["money"],
     )
     assert purse

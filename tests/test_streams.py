@@ -115,6 +115,7 @@ def test_draft_is_kept_and_never_taken_for_the_picture(
 SUCCEEDED = {"type": "image_generation.partial_succeeded", "image_index": 0}  # Volcengine, MiniMax
 THOUGHT = bodies.native(bodies.inline(DRAFT, thought=True), finishReason=None)
 LITELLM = delta("", image={"url": data_url(FINAL)})
+LINKED = bodies.image_url("$LINK")
 LITELLM_LINK = delta("", image={"url": "$LINK"})
 RESPONSES = [
     {"type": "response.image_generation_call.partial_image", "partial_image_b64": b64(DRAFT)},
@@ -132,6 +133,8 @@ FINISHED: dict[str, Any] = {  # events, which may have links to FINAL in them, a
     "new-api, a link in pieces": ([delta("![image]("), delta("$LINK"), delta(")"), DONE], {}),
     "new-api, thoughts": ([delta(None, reasoning_content=data_url(DRAFT)), LITELLM, END], {}),
     "LiteLLM, drafts": ([delta("", image={"url": data_url(DRAFT)}), LITELLM_LINK, END], {}),
+    "parts": ([delta([LINKED], seen=b64(DRAFT)), END], {}),
+    "a link beside bytes": ([delta("", images=[LINKED], seen=b64(DRAFT)), END], {}),
     "new-api, its upstream's": ([{**COUNTED, "data": [{"url": "$LINK"}]}], {}),
     "a whole answer": ([bodies.made(FINAL)], {}),
     "a whole chat": ([bodies.chat(DRAWN, None)], {}),
