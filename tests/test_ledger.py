@@ -248,7 +248,14 @@ def test_key_is_in_no_column(shop: Shop, monkeypatch: Any) -> None:
     key = shop.gateway.key
     link = shop.gateway.publish(f"{key}.png", bodies.FINAL)
     reference = shop.reference.rename(shop.reference.with_name(f"{key}.png"))
-    flags = ["--reference-image", reference, "--negative-prompt", key, "--model", f"{key}/flux{'x' * 5000}"]
+    flags = [
+        "--reference-image",
+        reference,
+        "--negative-prompt",
+        key,
+        "--model",
+        f"{key}/flux{'x' * 5000}",
+    ]
     refusal = Reply(400, body=bodies.canonical(key, key))
     shop.gateway.answer(Reply(body=bodies.linked("openai", link)), refusal)
     for output in (f"{key}.png", f"{key}/", os.fsdecode(b"caf\xe9.png")):  # a name may be any bytes
