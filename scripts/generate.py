@@ -3344,6 +3344,18 @@ def keep_elsewhere(data: bytes) -> str | None:
     return None
 
 
+def keep_remains(error: ImageGenError, partial: bytes, draft: bytes) -> None:
+    """Store what arrived of a picture that is paid for, and name it in the error."""
+    if draft:
+        error.draft_at = keep_elsewhere(draft)
+    if partial:
+        error.saved_at = keep_elsewhere(partial)
+    if error.draft_at:
+        error.hint += f" The last draft is kept at {error.draft_at}."
+    if partial and error.saved_at:
+        error.hint += f" The part that arrived is kept at {error.saved_at}."
+
+
 def save_one(picture: Picture, path: str, place: Place, fit: str | None) -> Saved:
     """Store a picture, and beside it what the gateway sent if fitting changed it."""
     if fit:
@@ -3378,8 +3390,8 @@ def save_all(made: Generation, place: Place, fit: str | None = None) -> None:
 
     raises: SaveError when one had to be kept elsewhere, ResponseError when one is too small
     """
-    kept: list[str] = []
-    links: list[str] = []
+    kept: list[str | None] = []
+    links: list[str | None] = []
     fault = ""
     small: ResponseError | None = None
     for number, picture in enumerate(made.pictures, 1):
@@ -3388,9 +3400,8 @@ def save_all(made: Generation, place: Place, fit: str | None = None) -> None:
             saved = save_one(picture, path, place, fit)
         except Exception as error:  # even a MemoryError must not lose a paid picture
             fault = fault or reason(error)
-            kept.append(keep_elsewhere(picture.data) or picture.link or "nowhere")
-            if picture.link:
-                links.append(picture.link)
+            kept.append(keep_elsewhere(picture.data))
+            links.append(picture.link)
             continue
         made.paths.append(saved.path)
         made.originals.append(saved.original)
@@ -3401,12 +3412,12 @@ def save_all(made: Generation, place: Place, fit: str | None = None) -> None:
         small = small or small_picture_error(max(sizes), saved.path)
     if fault:
         others = "".join(f"; saved: {path}" for path in made.paths)
-        kept_files = filter(os.path.exists, kept)
+        places = " ".join(path or link or "nowhere" for path, link in zip(kept, links))
         raise SaveError(
             f"The image could not be stored at {place.path}: {fault}{others}.",
-            f"Move it from where it is kept: {' '.join(kept)}",
-            saved_at=next(kept_files, None),
-            image_urls=links,
+            f"Move it from where it is kept: {places}",
+            saved_at=next(filter(None, kept), None),
+            image_urls=list(filter(None, links)),
         )
     if small:
         raise small
@@ -3815,7 +3826,6 @@ class Tally:
         error.bill = self.bill()
         if isinstance(error, Interrupted) and self.billed != "no":
             error.hint = Interrupted.hint
-        keep_remains(error, self.partial, self.draft)
 
     def bill(self) -> str:
         """The last line of an error that follows a call: was money spent, and how much at most?"""
@@ -3858,18 +3868,6 @@ class Tally:
         self._by_tokens = self._by_tokens or by_tokens > possible
         self._certain += certain
         self._possible += max(possible, by_tokens)
-
-
-def keep_remains(error: ImageGenError, partial: bytes, draft: bytes) -> None:
-    """Store what arrived of a picture that is paid for, and name it in the error."""
-    if draft:
-        error.draft_at = keep_elsewhere(draft)
-    if partial:
-        error.saved_at = keep_elsewhere(partial)
-    if error.draft_at:
-        error.hint += f" The last draft is kept at {error.draft_at}."
-    if partial and error.saved_at:
-        error.hint += f" The part that arrived is kept at {error.saved_at}."
 
 
 def money(amount: float) -> str:
@@ -4091,6 +4089,7 @@ def run(args: Args, target: Target, save: bool) -> Generation:
         failure = as_known(error)
         if tally.attempts:
             tally.settle(failure)
+            keep_remains(failure, tally.partial, tally.draft)
             tell_gateway(target)
         if isinstance(failure, InternalError):
             raise failure from error
