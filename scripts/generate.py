@@ -734,7 +734,7 @@ MEANINGS = (
         phrases=r"(by|of) (the|our) safety system|content management policy|contentpolicyviolation"
         r"|sensitive words detected|(input|prompt|request|image|content) (was|is|has been) flagged"
         r"|flagged by a|rejected by content moderation"
-        r"|contains? (\w+ )?(sensi?tive|inappropriate|prohibited|unsafe) ?\w*"
+        r"|contains? (\w+ )?(sensi?tive|inappropriate|prohibited|unsafe)"
         r"|includes? (sensitive|inappropriate) content|material flagged|new_sensitive"
         r"|(prompt|request|image|input) (may |might )?violat|violates (our|the) \w+ polic"
         r"|(prompt|request|image|response) (was|has been) blocked"
@@ -855,7 +855,7 @@ ERROR_EVENT = r"(^|[._])(error|failed)$"
 DRAFT_KEYS = r"(?i)thumb|preview|draft|partial|thought|thinking|reasoning"
 # rank 2: what was sent, or whose it is: input_image, prompt.image (ComfyUI), user.avatar
 FOREIGN_KEYS = (
-    r"(?i:avatar|favicon|emoji|icon|logo)"
+    r"(?i:avatar|emoji|icon|logo)"
     r"|(?<![A-Za-z])(?i:author|user|profile|input|request|prompt|mask|help|support|docs?|homepage"
     r"|website|terms|policy|policies|callback|webhook|citations?|annotations?)(?![a-z])"
 )

@@ -226,7 +226,8 @@ WHOLE_BODIES: dict[str, Callable[[Shelf], Any]] = {
     "GBK": lambda s: s.fill('{"choices": [{"text": "图片: $DATA"}]}').encode("gbk"),
     "PHP's slashes": lambda s: s.fill(WORDS).replace("/", "\\/"),
     ".NET's escapes": lambda s: s.fill(ANSWER).replace("+", "\\u002B"),
-    "brackets in a link": lambda s: chat(f"![image]({s.link(FINAL, 'cup_(1).png')})"),
+    "brackets in a path": lambda s: chat(f"![image]({s.path(FINAL, 'cup_(1).png')})"),
+    "brackets in a link": lambda s: chat(f"It is at {s.link(FINAL, 'cup_(1).png')}."),
     # kie.ai
     "JSON within JSON": lambda s: {"resultJson": json.dumps([s.link(FINAL)]).replace("/", "\\/")},
     "blanks first": lambda s: " \r\n\t\n" * 2000 + s.fill(ANSWER),  # sub2api, CLIProxyAPI

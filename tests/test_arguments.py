@@ -85,6 +85,7 @@ OTHERS = {  # flags, and what the error must name: the thing, the value, what wo
     "not of gpt-image-1": ("--model gpt-image-1 --size 1536x864", "1536x864 1536x1024"),
     "not of dall-e-3": ("--model dall-e-3 --size auto", "auto 1792x1024"),
     "n 11 for gemini": ("--n 11", "n 11 10"),
+    "n 2 in a stream": (f"{GPT} --stream --n 2", "--stream --n 1 2"),
     "n 2 with dall-e-3": ("--model dall-e-3 --n 2", "n 2 dall-e-3 one"),
     "references of dall-e-3": ("--model dall-e-3 " + references(1), "reference dall-e-3 none"),
     **{name: (f"--output cup{name}", f"extension {name} .webp") for name in (".ico", ".pdf")},

@@ -142,7 +142,7 @@ ENDS = {
     "web page": ([PAGE], "", 9, "response", "maybe", 0, 1, MAYBE),
     "no price": ([picture], UNPRICED, 0, None, "yes", None, None, ", price unknown\n"),
     "no price, key": ([KEY], UNPRICED, 4, "auth", "no", 0, 0, FREE),
-    "no price, empty": ([EMPTY], UNPRICED, 9, "response", "yes", None, None, "] billed: price unknown"),
+    "no price, lost": ([EMPTY], UNPRICED, 9, "response", "yes", None, None, "price unknown"),
     "no price, late": ([LATE], UNPRICED, 6, "unavailable", "maybe", None, None, "price unknown"),
     # with a reference, so that there are three attempts
     "R late, saved": ([LATE, picture], "", 0, None, "yes", 1, 2, f", {PARTLY}\n"),

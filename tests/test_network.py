@@ -71,6 +71,7 @@ def ask(run: Run, short_waits: None, monkeypatch: pytest.MonkeyPatch) -> Asker:
     """64 MB of nothing only keep the machine busy, 4 MB are as endless; 1 s is as long as 30."""
     importlib.import_module("requests")  # so that no attempt's time goes into loading it
     assert generate.MAX_ANSWER_BYTES >= 64 * 2**20  # room for the largest PNG in base64
+    assert generate.FETCH_TIMEOUT_S == 30
     monkeypatch.setattr(generate, "MAX_ANSWER_BYTES", 4 * 2**20)
     monkeypatch.setattr(generate, "FETCH_TIMEOUT_S", 1, raising=False)
     return Asker(run, monkeypatch)

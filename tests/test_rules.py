@@ -203,13 +203,6 @@ def test_each_ratio_is_the_nearest_shape_that_the_model_has(
     assert asked == {ratio: row.split()[column] for ratio, row in SIZES.items()}
 
 
-def test_limits_and_waits_are_the_design_s() -> None:
-    """Waits of 1 s, 4 s, 16 s; `Retry-After` up to 60 s; connecting gets 30 s; a link 3 tries."""
-    assert generate.RETRY_WAITS_S == (1.0, 4.0, 16.0)
-    limits = (generate.MAX_RETRY_AFTER_S, generate.CONNECT_TIMEOUT_S, generate.FETCH_TIMEOUT_S)
-    assert (*limits, generate.FETCH_TRIES) == (60, 30, 30, 3)
-
-
 # --- Exit codes ---
 
 
@@ -237,13 +230,8 @@ def test_every_error_class_is_its_row(kind: Any) -> None:
     {
         "usage": (None, 2, "usage no False None"),
         "401": (Reply(401), 4, "auth no False 401"),
-        "403": (Reply(403), 4, "auth no False 403"),
-        "402": (Reply(402), 5, "quota no False 402"),
-        "429": (Reply(429), 5, "quota no True 429"),
-        "503": (Reply(503), 6, "unavailable maybe True 503"),
         "reset": (Reply(drop="before"), 6, "unavailable maybe True None"),
         "moderation": (Reply(400, body=MODERATED), 7, "refused no False 400"),
-        "422": (Reply(422), 7, "rejected no False 422"),
         "no picture": (Reply(body=chat("")), 9, "response yes False 200"),
     },
 )

@@ -115,7 +115,7 @@ def test_draft_is_kept_and_never_taken_for_the_picture(
 SUCCEEDED = {"type": "image_generation.partial_succeeded", "image_index": 0}  # Volcengine, MiniMax
 THOUGHT = bodies.native(bodies.inline(DRAFT, thought=True), finishReason=None)
 LITELLM = delta("", image={"url": data_url(FINAL)})
-LINKED = bodies.image_url("$LINK")
+DRAFTED, LINKED = bodies.image_url(data_url(DRAFT)), bodies.image_url("$LINK")
 LITELLM_LINK = delta("", image={"url": "$LINK"})
 RESPONSES = [
     {"type": "response.image_generation_call.partial_image", "partial_image_b64": b64(DRAFT)},
@@ -133,6 +133,7 @@ FINISHED: dict[str, Any] = {  # events, which may have links to FINAL in them, a
     "new-api, a link in pieces": ([delta("![image]("), delta("$LINK"), delta(")"), DONE], {}),
     "new-api, thoughts": ([delta(None, reasoning_content=data_url(DRAFT)), LITELLM, END], {}),
     "LiteLLM, drafts": ([delta("", image={"url": data_url(DRAFT)}), LITELLM_LINK, END], {}),
+    "images, drafts": ([delta("", images=[each]) for each in (DRAFTED, LINKED)] + [END], {}),
     "parts": ([delta([LINKED], seen=b64(DRAFT)), END], {}),
     "a link beside bytes": ([delta("", images=[LINKED], seen=b64(DRAFT)), END], {}),
     "new-api, its upstream's": ([{**COUNTED, "data": [{"url": "$LINK"}]}], {}),
@@ -191,14 +192,6 @@ def test_stream_is_asked_for_and_read(
     assert ("partial_images" in shown) == (family == "openai")
 
 
-@pytest.mark.parametrize("more", [["--n", "2", "--stream"], ["--param", "stream=true"]])
-def test_usage_errors(ask: Any, gateway: Gateway, more: Any) -> None:
-    """--stream needs n = 1, and is the only way to ask."""
-    error = ask("openai", Reply(), *more).json["error"]
-    assert (error["kind"], gateway.calls) == ("usage", [])
-    assert "--stream" in error["message"] + error["hint"]
-
-
 INVALID = bodies.canonical("The parameter is not valid.", "InvalidParameter", param="stream")
 N_1 = {"error": {"code": 400, "message": "Streaming is only supported with n=1."}}
 REFUSALS: dict[str, Any] = {  # the answer, and whether the hint is to leave --stream out
@@ -206,6 +199,7 @@ REFUSALS: dict[str, Any] = {  # the answer, and whether the hint is to leave --s
     "pydantic": (Reply(422, body={"detail": [{"loc": ["body", "stream"], "msg": "Extra"}]}), True),
     "Seedream": (Reply(400, body=INVALID), True),
     "drafts": (Reply(400, body=bodies.canonical("Unknown parameter: 'partial_images'.")), True),
+    "in Chinese": (Reply(400, body=bodies.canonical("该模型不支持流式输出")), True),
     "an event": (Reply(events=[N_1]), True),
     "upstream": (Reply(400, body=bodies.canonical("Upstream request failed: bad image")), False),
 }
