@@ -4695,6 +4695,12 @@ def act_generate(options: argparse.Namespace) -> Outcome:
     return facts, paths
 
 
+def is_costly(args: Args) -> bool:
+    """Whether a picture takes far more tokens than the usual one, for which the price holds."""
+    width, height = pixels_of(args.size)
+    return width * height > 2 * 1536 * 1024 or args.params.get("quality") == "high"
+
+
 def act_dry_run(options: argparse.Namespace) -> Outcome:
     target = load_target()
     args = read_args(options)
@@ -4728,6 +4734,8 @@ def act_dry_run(options: argparse.Namespace) -> Outcome:
         price = money(attempt_cny)
         text = "about %s, and up to %s with all attempts; nothing was sent"
         log.info(text, price, money(possible_cny))
+        if is_costly(args):
+            log.info("a large size or high quality may cost several times as much")
     return facts, [json.dumps(facts, indent=2, ensure_ascii=False)]
 
 

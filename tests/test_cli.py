@@ -264,6 +264,7 @@ def test_a_dry_run_shows_the_request(gateway: Gateway, run: Any, model: str, cou
     shown, wrapped = run(*words, "--dry-run").json, run(*words, "--dry-run", "--json")
     assert (wrapped.code, gateway.requests, Path("new").exists()) == (0, [], False)
     assert wrapped.json == {"ok": True, "warnings": [], **shown}
+    assert ("several times as much" in wrapped.err) == (model == GPT and count > 0)
     assert shown["headers"] == {"Authorization": f"Bearer {gateway.key[:8]}…"}
     prices = [shown["estimated_cost_cny"], shown["possible_cost_cny"]]
     price = 1 if model == GEMINI else 0.35
