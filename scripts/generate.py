@@ -1255,7 +1255,8 @@ def find_model(name: str, family: str | None = None, family_flag: str = "family"
 def suggest_model(plain: str, family_flag: str) -> str:
     """A hint for a model's name that cannot be placed."""
     names = [row.name for row in CATALOGUE]
-    near = nearest(plain, names)
+    beginnings = [name for name in names if plain and name.startswith(plain)]
+    near = "".join(beginnings[:1]) or nearest(plain, names)
     question = f"Did you mean {near}? " if near else ""
     return (
         f"{question}Use one of {', '.join(names)}; "
@@ -1432,6 +1433,8 @@ def check_shape(args: Args) -> None:
     if args.aspect_ratio not in (None, *OPENAI_SIZE_BY_RATIO):
         meant = re.sub(r"[x×/：]", ":", str(args.aspect_ratio))
         question = f"Did you mean {meant}? " if meant in OPENAI_SIZE_BY_RATIO else ""
+        if not question and pixels_of(args.aspect_ratio) != (0, 0):
+            question = f"For exact pixels use {args.label('fit')}. "
         raise UsageError(
             f"The aspect ratio {args.aspect_ratio!r} is not supported.",
             f"{question}Use one of {', '.join(OPENAI_SIZE_BY_RATIO)}.",
@@ -1618,8 +1621,9 @@ def shape_for_gemini(args: Args) -> Args:
     if args.n != 1:
         warn("%s ignores %s: it makes one picture", args.model, args.label("n"))
     if args.size is not None:
-        ratio = args.label("aspect_ratio")
-        warn("%s ignores %s: use %s", args.model, args.label("size"), ratio)
+        ratio, fit = args.label("aspect_ratio"), args.label("fit")
+        text = "%s ignores %s: use %s for a shape, or %s for exact pixels"
+        warn(text, args.model, args.label("size"), ratio, fit)
     warn_of_cut(args._replace(size=None))
     if args.fit and not args.aspect_ratio:
         args = args._replace(aspect_ratio=nearest_ratio(pixels_of(args.fit)))
@@ -2984,10 +2988,12 @@ def better_hint(error: ImageGenError, args: Args, target: Target) -> str:
         return f"Allow more time with {args.label('timeout')}."
     is_unreached = isinstance(error, UnavailableError) and error.billed == "no"
     if is_loopback(target.url) and (is_unreached or isinstance(error, AuthError)):
-        sources = " and ".join(dict.fromkeys([target.url_source, target.key_source]))
+        sources = [target.url_source, target.key_source]
+        if read_source(LEDGER_VARIABLE):
+            sources.append(LEDGER_VARIABLE)
         return (
-            f"{error.hint} The base URL is on this machine: if it belongs to a trial gateway "
-            f"that has ended, unset {sources}."
+            f"{error.hint} The base URL is on this machine: if it belongs to a stand-in gateway "
+            f"that has ended, unset {' and '.join(dict.fromkeys(sources))}."
         )
     return error.hint
 
@@ -3650,7 +3656,6 @@ class Entry:
 
         day = datetime.fromisoformat(self._started).astimezone().date()
         tomorrow = day + timedelta(days=1)
-        ends = f"{tomorrow} 00:00"
         values = (utc_midnight(day), utc_midnight(tomorrow), self._id)
         others = connection.execute(f"{SPENT}{IN_PERIOD} AND id IS NOT ?", values).fetchone()
         if others["cny"] + call_cny <= self._budget + 1e-9:
@@ -3663,8 +3668,8 @@ class Entry:
             )
         raise BudgetError(
             f"The budget of {self._budget:.2f} CNY a day does not allow this attempt of up to "
-            f"{attempt_cny:.2f} CNY: {spent_cny:.2f} CNY may be spent already{unfinished}.",
-            f"The day ends at {ends}; until then, only the user should raise {BUDGET_VARIABLE}.",
+            f"{attempt_cny:.2f} CNY: up to {spent_cny:.2f} CNY is spent already{unfinished}.",
+            f"Wait until {tomorrow} 00:00, or raise {BUDGET_VARIABLE}, which only the user should do.",
         )
 
     def _write(self, connection: sqlite3.Connection, row: Row) -> int | None:
@@ -4811,7 +4816,7 @@ def act_costs(options: argparse.Namespace) -> Outcome:
         fault = f"The ledger cannot be read: {error}."
         hint = f"Move it away, or set {LEDGER_VARIABLE} to another path."
         raise ConfigError(fault, hint) from None
-    lines = [f"ledger: {costs['ledger'] or 'none'}"]
+    lines = [f"ledger: {costs['ledger'] or 'off, or without any call yet'}"]
     if costs["calls"]:
         calls = [call_cells(call) for call in reversed(costs["calls"])]
         lines += ["", *aligned([CALL_TITLES, *calls])]

@@ -287,7 +287,7 @@ def test_heavy_request(ask: Asker, reference: Path, talk: Any, expected: str) ->
     with server(talk) as origin:
         ask.at(origin)
         words = ["--attempts", 1, *["--reference-image", reference] * 4]
-        ask.error(expected, *words, timeout=20 if talk is refuses else 1)
+        ask.error(expected, *words, timeout=20 if talk is refuses else 3)
 
 
 # --- The answer breaks off: what arrived is on disk ---
