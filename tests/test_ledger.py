@@ -394,7 +394,7 @@ def test_costs_of_nothing(shop: Shop, monkeypatch: Any, ledger: str) -> None:
     told = shop.run("--costs", "--json").json
     assert (told["ledger"], told["models"], told["calls"]) == (None, [], [])
     assert told["periods"] == dict.fromkeys(PERIODS, dict.fromkeys(SUMS, 0))
-    assert shop.run("--costs").out.splitlines()[0] .startswith("ledger: off")
+    assert shop.run("--costs").out.splitlines()[0].startswith("ledger: off")
 
 
 # --- The budget ---
@@ -477,6 +477,7 @@ def test_row_belongs_to_its_call_alone(shop: Shop, monkeypatch: Any) -> None:
         return picture(received)
 
     shop.buy(late)
+    reader.close()
     assert shop.rows("kind") == [[None], ["another call"]]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from gateway import Gateway, Received, Reply
-from generate import ONBOARDING, ConfigError, QuotaError, UnavailableError
+from generate import ONBOARDING, BudgetError, ConfigError, QuotaError, UnavailableError
 from PIL import Image, ImageDraw
 from test_papers import ERRORS, ROOT, SPEC, Block, blocks, examples, failed
 
@@ -125,6 +125,7 @@ def test_example(block: Block, pairs: list[tuple[str, str]], reader: Reader) -> 
 LEFT_BEHIND = {  # by an earlier series: an error, and how the verdict on it begins
     "billed": (UnavailableError("Silence."), "unavailable, ask the user first"),
     "keyless": (ConfigError("No key.", ONBOARDING), "config, **This skill needs"),
+    "poor": (BudgetError("Too little.", billed="no"), "saved, 1.00 CNY"),
     "busy": (QuotaError("Too many.", retryable=True), "saved, 1.00 CNY"),
     "killed": (None, "running or killed"),
 }
@@ -141,10 +142,11 @@ def test_series_repeats_only_what_is_free(reader: Reader) -> None:
     names = [*LEFT_BEHIND, "untried"]
     lines = "\n".join(f"{name}\ta shoe" for name in names)
     (reader.shop / "modules.tsv").write_text(lines, encoding="utf-8")
-    call = f"cd ~/shop && GENERATE={ROOT}/scripts/generate.py bash series.sh && python3 verdict.py"
+    generate = shlex.quote(f"{ROOT}/scripts/generate.py")
+    call = f"cd ~/shop && GENERATE={generate} bash series.sh && python3 verdict.py"
     (output,) = reader.type([call])
     made = {path.stem for path in folder.glob("*.jpeg")}
-    assert made == {"busy", "untried"}
+    assert made == {"poor", "busy", "untried"}
     told = dict(line.split(": ", 1) for line in output.splitlines())
     assert told.pop("untried") == "saved, 1.00 CNY"
     for name, (_, verdict) in LEFT_BEHIND.items():
