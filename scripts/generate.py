@@ -3669,7 +3669,7 @@ class Entry:
         raise BudgetError(
             f"The budget of {self._budget:.2f} CNY a day does not allow this attempt of up to "
             f"{attempt_cny:.2f} CNY: up to {spent_cny:.2f} CNY is spent already{unfinished}.",
-            f"Wait until {tomorrow} 00:00, or raise {BUDGET_VARIABLE}, which only the user should do.",
+            f"Wait until {tomorrow} 00:00; only the user should raise {BUDGET_VARIABLE}.",
         )
 
     def _write(self, connection: sqlite3.Connection, row: Row) -> int | None:
