@@ -1255,8 +1255,7 @@ def find_model(name: str, family: str | None = None, family_flag: str = "family"
 def suggest_model(plain: str, family_flag: str) -> str:
     """A hint for a model's name that cannot be placed."""
     names = [row.name for row in CATALOGUE]
-    beginnings = [name for name in names if plain and name.startswith(plain)]
-    near = "".join(beginnings[:1]) or nearest(plain, names)
+    near = nearest(plain, names)
     question = f"Did you mean {near}? " if near else ""
     return (
         f"{question}Use one of {', '.join(names)}; "
@@ -1265,10 +1264,11 @@ def suggest_model(plain: str, family_flag: str) -> str:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """The known word that a mistyped one is most like, "" when it is like none."""
+    """The known word that begins with a mistyped one or is most like it, "" when none is."""
     from difflib import get_close_matches
 
-    matches = get_close_matches(word, known, 1, 0.7)
+    begun = [name for name in known if word and name.startswith(word)]
+    matches = begun or get_close_matches(word, known, 1, 0.7)
     return matches[0] if matches else ""
 
 
@@ -1624,10 +1624,11 @@ def shape_for_gemini(args: Args) -> Args:
         ratio, fit = args.label("aspect_ratio"), args.label("fit")
         text = "%s ignores %s: use %s for a shape, or %s for exact pixels"
         warn(text, args.model, args.label("size"), ratio, fit)
-    warn_of_cut(args._replace(size=None))
+    args = args._replace(n=1, size=None)
+    warn_of_cut(args)
     if args.fit and not args.aspect_ratio:
         args = args._replace(aspect_ratio=nearest_ratio(pixels_of(args.fit)))
-    return args._replace(n=1, size=None)
+    return args
 
 
 # --- Requests ---
@@ -2718,8 +2719,8 @@ def no_image_error(tree: Any, links: Sequence[str]) -> ImageGenError:
             image_urls=links,
         )
     words = texts_under(tree, f"{MESSAGE_KEYS}|content|text|detail|error")
-    facts = [f"{keys_of(path)}: {text[:80]};" for path, text in walk(tree) if text.strip()]
-    shown = one_line(" ".join(words or facts)).rstrip(";")
+    said = words or [f"{keys_of(path)}: {text[:80]};" for path, text in walk(tree) if text.strip()]
+    shown = one_line(" ".join(said)).rstrip(";")
     quoted = f": {shown}" if shown else ""
     if isinstance(tree, str) and is_page(tree):
         return ResponseError(
@@ -3084,13 +3085,17 @@ def read_address(text: str) -> Any:
     return getattr(address, "ipv4_mapped", None) or address
 
 
+def without_user(link: str) -> str:
+    """https://me:secret@h/x.png -> https://h/x.png"""
+    return re.sub(r"^(\w+:)?//[^/@]*@", r"\1//", link)
+
+
 def join_link(base: str, link: str, keys: Sequence[str]) -> str:
     """The whole address of a link found at another, without the keys; raises LinkError."""
     from urllib.parse import urljoin
 
-    without_user = re.sub(r"^(\w+:)?//[^/@]*@", r"\1//", link)
     try:
-        return redact(urljoin(base, without_user), keys)
+        return redact(urljoin(base, without_user(link)), keys)
     except ValueError:
         raise LinkError("it is malformed", is_temporary=False) from None
 
@@ -3124,7 +3129,7 @@ def whole_body(answer: Answer, limit_bytes: int) -> bytes:
         is_temporary = status >= 500 or status in (408, 425, 429)
         raise LinkError(f"the server answered {status}", is_temporary)
     if answer.fault == TOO_LONG:
-        raise LinkError(f"it is larger than {limit_bytes} bytes", is_temporary=False)
+        raise LinkError(f"it is larger than {limit_bytes} bytes", TOO_LONG.is_temporary)
     if answer.fault:
         raise LinkError(f"its answer is not whole: {answer.fault}")
     return bytes(answer.inbox.body)
@@ -3194,7 +3199,7 @@ def is_link(source: ReferenceLike) -> bool:
 def public_link(url: str) -> str:
     """A link without user, query and fragment, which may be secrets."""
     page = re.split("[?#]", url)[0]
-    return re.sub(r"^(\w+:)?//[^/@]*@", r"\1//", page)
+    return without_user(page)
 
 
 def fetch_reference(url: str, args: Args) -> bytes:
@@ -4123,8 +4128,10 @@ def outcome_of(made: Generation, failure: ImageGenError | None) -> dict[str, Any
     paths = texts_of(made.paths)
     originals = texts_of(made.originals)
     links = [picture.link for picture in made.pictures if picture.link]
+    usage = made.usage
     if failure:
         links = failure.image_urls
+        usage = usage or failure.usage
         if failure.saved_at and failure.saved_at not in paths:
             paths.append(failure.saved_at)
             originals.append(None)
@@ -4134,7 +4141,7 @@ def outcome_of(made: Generation, failure: ImageGenError | None) -> dict[str, Any
         "billed": failure.billed if failure else "yes",
         "status": failure.status if failure else 200,
         "attempts": made.attempts,
-        "tokens": total_tokens(made.usage or getattr(failure, "usage", {})),
+        "tokens": total_tokens(usage),
         "elapsed_s": made.elapsed_s,
         "pictures": len(made.pictures),
         "cost_cny": made.cost_cny,

@@ -242,7 +242,7 @@ def test_neither_encoding_nor_wrapping_hides_the_picture(gateway: Gateway, build
 
 PRETTY = json.dumps(bodies.completed(FINAL), indent=1).replace("\n", "\ndata: ")
 PING = 'event: ping\ndata: {"type": "ping"}\n\n: keep-alive\n\n:\n\n'
-SPELLINGS: dict[str, Any] = {  # of a draft and a picture
+STREAM_SPELLINGS: dict[str, Any] = {  # of a draft and a picture
     "LF": lambda draft, final: draft + final,
     "CRLF": lambda draft, final: (draft + final).replace("\n", "\r\n"),
     "no event lines": lambda draft, final: re.sub("event: .*\n", "", draft + final),
@@ -258,7 +258,7 @@ SPELLINGS: dict[str, Any] = {  # of a draft and a picture
 }
 
 
-@table("spell", {name: (spell,) for name, spell in SPELLINGS.items()})
+@table("spell", {name: (spell,) for name, spell in STREAM_SPELLINGS.items()})
 def test_spelling_of_a_stream_changes_nothing(
     gateway: Gateway, kept: Path, spell: Callable[[str, str], str]
 ) -> None:
