@@ -286,6 +286,13 @@ SENT: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize("word", ["false", "none", "BLOCK_REASON_UNSPECIFIED"])
+def test_reason_that_is_none(gateway: Gateway, word: str) -> None:
+    """A field that says that nothing was refused is no refusal."""
+    error = failure("gemini", gateway, json.dumps({"promptFeedback": {"blockReason": word}}))
+    assert error.kind == "response"
+
+
 @pytest.mark.parametrize("options", SENT, ids=str)
 def test_the_way_it_is_sent_makes_no_difference(gateway: Gateway, options: Any) -> None:
     body = Shelf(gateway).fill(WORDS)

@@ -263,6 +263,8 @@ def test_error_that_states_a_use_may_have_been_billed() -> None:
     """xAI charges for the picture that it then holds back."""
     body = {**canonical("Generated image rejected by content moderation."), "usage": {"ticks": 2}}
     assert (raised(400, body).kind, raised(400, body).billed) == ("refused", "maybe")
+    unused = {**body, "usage": {"total_tokens": 0}}
+    assert (raised(400, unused).kind, raised(400, unused).billed) == ("refused", "no")
 
 
 def test_meaning_may_stand_deeper() -> None:

@@ -70,7 +70,7 @@ class Asker:
 def ask(run: Run, short_waits: None, monkeypatch: pytest.MonkeyPatch) -> Asker:
     """64 MB of nothing only keep the machine busy, 4 MB are as endless; 1 s is as long as 30."""
     importlib.import_module("requests")  # so that no attempt's time goes into loading it
-    assert generate.MAX_ANSWER_BYTES >= 64 * 2**20  # room for the largest PNG in base64
+    assert generate.MAX_ANSWER_BYTES == 64 * 2**20  # room for the largest PNG in base64
     assert generate.FETCH_TIMEOUT_S == 30
     monkeypatch.setattr(generate, "MAX_ANSWER_BYTES", 4 * 2**20)
     monkeypatch.setattr(generate, "FETCH_TIMEOUT_S", 1, raising=False)
@@ -328,6 +328,24 @@ def test_whole_picture_before_endless_blanks_or_amid_a_gzip(ask: Asker, gateway:
     cut = Reply(200, {"Content-Encoding": "gzip"}, packed, truncate=len(packed) - 9000)
     gateway.answer(Reply(body=body, endless=True), cut)
     assert ask.picture() and ask.picture()
+
+
+def test_packed_answer_that_grows_a_thousandfold(ask: Asker, gateway: Gateway) -> None:
+    """It is unpacked piece by piece, to its end."""
+    body, _ = body_of("gemini", usage={"filler": " " * 3_000_000, "total_tokens": 7})
+    gateway.answer(Reply(body=body, gzip=True))
+    assert ask.picture()["total_tokens"] == 7
+
+
+def test_fault_of_an_unknown_kind_is_named(ask: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its class alone, as its words may quote headers."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise LookupError("Authorization: Bearer something")
+
+    monkeypatch.setattr("requests.Session.request", fail)
+    ask.at("http://127.0.0.1:1")
+    assert ask.error("unavailable no True")["message"].endswith(" cannot be reached: LookupError.")
 
 
 def test_first_of_two_pictures_survives_the_cut(ask: Asker, gateway: Gateway) -> None:

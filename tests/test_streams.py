@@ -151,6 +151,10 @@ FINISHED: dict[str, Any] = {  # events, which may have links to FINAL in them, a
     "a cut after it": ([completed(FINAL), COUNTED], {"fault_after": 1, "truncate": 30}),
     "silence instead of [DONE]": ([completed(FINAL)], {"fault_after": 1, "hang": "body"}),
     "silence after it": ([completed(FINAL), DONE], {"fault_after": 2, "hang": "body"}),
+    "a chat's silence after [DONE]": (
+        [delta(DRAWN), DONE],
+        {"fault_after": 2, "hang": "body"},
+    ),
     "a reset after it": ([completed(FINAL), COUNTED], {"fault_after": 1, "drop": "body"}),
 }
 
