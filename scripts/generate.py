@@ -4162,12 +4162,14 @@ def report(made: Generation, args: Args, target: Target, tally: Tally) -> None:
     count = len(made.paths)
     tokens = f"{made.tokens} tokens" if made.tokens else "tokens unknown"
     call = f"{made.elapsed_s:.1f} s, {tokens}, {tally.cost_text()}"
-    for path, picture in zip(made.paths, made.pictures):
+    for path, original, picture in zip(made.paths, made.originals, made.pictures):
         width, height = picture.size
         facts = f"{width}x{height}, {len(picture.data)} bytes"
         if count == 1:
             facts += f", {call}"
         log.info("saved %s: %s", path, facts)
+        if original:
+            log.info("the original is kept at %s", original)
         warn_of_other_shape(path, width, height, args)
     if count > 1:
         log.info("%d pictures: %s", count, call)
@@ -4425,14 +4427,14 @@ Outcome = tuple[dict[str, Any], list[str]]  # for --json, and as lines for a per
 
 
 def nearest_flag(typed: str, flags: Iterable[str]) -> str:
-    """The flag that was meant: --ref or --image -> --reference-image, --promt -> --prompt."""
-    word = typed.strip("-")
-    by_name = {flag.strip("-"): flag for flag in flags}
-    for name, flag in by_name.items():
-        if name.startswith(word) or word in name.split("-"):
-            return flag
-    near = nearest(word, list(by_name))
-    return by_name.get(near, "")
+    """The flag that was meant: --ref or --image -> --reference-image, --aspct -> --aspect-ratio."""
+    by_word: dict[str, str] = {}
+    for flag in flags:
+        name = flag.strip("-")
+        for word in (name, *name.split("-")):
+            by_word.setdefault(word, flag)
+    near = nearest(typed.strip("-"), list(by_word))
+    return by_word.get(near, "")
 
 
 class Parser(argparse.ArgumentParser):
@@ -4717,7 +4719,7 @@ def act_dry_run(options: argparse.Namespace) -> Outcome:
     target = load_target()
     args = read_args(options)
     require_packages()
-    load_budget()
+    left_cny = budget_left()
     prove_writable(args.output, args.family)
     references, mask = prepare(args)
     warn_of_shape(args, references)
@@ -4747,7 +4749,9 @@ def act_dry_run(options: argparse.Namespace) -> Outcome:
         text = "about %s, and up to %s with all attempts; nothing was sent"
         log.info(text, price, money(possible_cny))
         if is_costly(args):
-            log.info("a large size or high quality may cost several times as much")
+            warn("a large size or high quality may cost several times as much")
+        if left_cny is not None and attempt_cny > left_cny:
+            warn("the budget would refuse this call: it leaves %s today", money(left_cny))
     return facts, [json.dumps(facts, indent=2, ensure_ascii=False)]
 
 

@@ -105,6 +105,8 @@ OTHERS = {  # flags, and what the error must name: the thing, the value, what wo
     "abbreviated flag": ("--promp cup", "--promp did you mean --prompt?"),
     "start of a flag": ("--ref good-0.png", "did you mean --reference-image?"),
     "start of another": ("--neg text", "did you mean --negative-prompt?"),
+    "a word of a flag": ("--image good-0.png", "did you mean --reference-image?"),
+    "mistyped word": ("--aspct 1:1", "did you mean --aspect-ratio?"),
     "mistyped flag": ("--aspectratio 1:1", "did you mean --aspect-ratio?"),
     "flag like no other": ("--zzz", "--zzz --help"),
     "parameter in Latin-1": ("--param 'style=caf\udce9'", "parameter JSON"),

@@ -448,6 +448,18 @@ def test_message_of_the_budget_counts_the_call_s_own_attempts(shop: Shop, monkey
     assert "2.50 CNY a day" in told and "up to 1.00 CNY: up to 2.00 CNY is spent already." in told
 
 
+@pytest.mark.parametrize("budget, is_enough", [("1.5", False), ("2", True)])
+def test_a_dry_run_knows_the_budget(
+    shop: Shop, monkeypatch: Any, budget: str, is_enough: bool
+) -> None:
+    """It validates everything, what is left of the day included."""
+    monkeypatch.setenv(BUDGET, budget)
+    shop.buy()
+    warnings = shop.run("--prompt", "a cup", "--dry-run", "--json").json["warnings"]
+    assert is_enough == (warnings == [])
+    assert is_enough or "it leaves 0.50 CNY" in warnings[0]
+
+
 def test_ledger_is_nowhere_without_a_home(shop: Shop, monkeypatch: Any) -> None:
     """A folder named ~ is no place for it."""
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)

@@ -392,7 +392,9 @@ def test_names_of_fitted_pictures(save: Run, output: str, fitted: str, original:
     photograph = Path("taken-original.jpeg")
     photograph.write_bytes(OLD)
     data = pictures.orientation(6, size=(200, 300)).ljust(10_001, b"\0")  # stored as 300x200
-    facts = save(data, "--json", "--fit", "300x200", "--output", output).json
+    done = save(data, "--json", "--fit", "300x200", "--output", output)
+    facts = done.json
+    assert f"the original is kept at {facts['originals'][0]}\n" in done.err
     assert ["enlarged" in facts["warnings"][0], "56 %" in facts["warnings"][1]] == [True, True]
     assert re.fullmatch(fitted, os.path.relpath(facts["path"]))
     assert re.fullmatch(original, os.path.relpath(facts["originals"][0]))
