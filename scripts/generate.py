@@ -143,6 +143,7 @@ class ImageGenError(Exception):
     saved_at           where a picture, or a part of one, was kept instead
     draft_at           where the last draft of a broken stream was kept
     attempts           how many requests were sent
+    retry_after_s      how long the gateway asks to wait, 0 when it does not say
 
     ImageGenError
      +-- InternalError     1      +-- UnavailableError   6
@@ -181,13 +182,13 @@ class ImageGenError(Exception):
         self.saved_at = saved_at
         self.draft_at: str | None = None
         self.attempts = 0
+        self.retry_after_s = 0.0
         self.cost_cny: float | None = 0.0
         self.possible_cost_cny: float | None = 0.0
         # Between the parts of this program:
         self.bill = ""  # both in words, once a call was sent
         self.usage: JsonObject = {}  # the tokens that the gateway reports
         self.timed_out = False  # the references get smaller before the next attempt
-        self.retry_after_s = 0.0
         self.partial = b""  # what arrived of a picture
         self.draft = b""  # the last draft of a stream that broke off
 
@@ -1155,18 +1156,18 @@ def load_target(api_key: str | None = None, base_url: str | None = None) -> Targ
     """
     key, key_source = load_api_key(api_key)
     url, url_source = load_base_url(key_source, base_url)
-    own = url_source.replace("_BASE_URL", "_API_KEY")
-    is_given = api_key is not None
-    if is_given or own in (key_source, url_source):  # of one row, or no variable
-        return Target(key, key_source, url, url_source)
-    if read_source(own):
+    target = Target(key, key_source, url, url_source)
+    own = url_source.replace("_BASE_URL", "_API_KEY")  # base_url and default have none
+    if api_key is not None or url_source == "default" or own == key_source:
+        return target
+    if own in KEY_SOURCES and read_source(own):
         raise ConfigError(
             f"The key from {key_source} would go to the gateway of {url_source}, "
             f"whose own key is in {own}.",
             f"Unset {url_source}, or unset {key_source} to use {own}.",
         )
     warn("the key from %s goes to the gateway from %s", key_source, url_source)
-    return Target(key, key_source, url, url_source)
+    return target
 
 
 def read_amount(text: str) -> float | None:
@@ -1410,7 +1411,7 @@ def check_texts(args: Args) -> None:
         if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):
             raise UsageError(
                 f"The {what} {text!a:.40} is not a text in UTF-8.",
-                "Type it again, or give it in a file.",
+                hint,
             )
         if not text.strip():
             raise UsageError(
@@ -1433,11 +1434,10 @@ def check_shape(args: Args) -> None:
     if args.aspect_ratio not in (None, *OPENAI_SIZE_BY_RATIO):
         meant = re.sub(r"[x×/：]", ":", str(args.aspect_ratio))
         question = f"Did you mean {meant}? " if meant in OPENAI_SIZE_BY_RATIO else ""
-        if not question and pixels_of(args.aspect_ratio) != (0, 0):
-            question = f"For exact pixels use {args.label('fit')}. "
+        ratios = ", ".join(OPENAI_SIZE_BY_RATIO)
         raise UsageError(
             f"The aspect ratio {args.aspect_ratio!r} is not supported.",
-            f"{question}Use one of {', '.join(OPENAI_SIZE_BY_RATIO)}.",
+            f"{question}Use one of {ratios}, or {args.label('fit')} for exact pixels.",
         )
     if not isinstance(args.size, (str, type(None))):
         raise bad_value(args, "size", "Write it like 1024x1024.")
@@ -1475,11 +1475,15 @@ def check_numbers(args: Args, model: Model) -> None:
 def check_pictures(args: Args, model: Model) -> None:
     count = len(args.reference_images)
     references, mask = args.label("reference_images"), args.label("mask")
-    if count > model.max_references:
-        most = model.max_references or "none"
+    if count and not model.max_references:
         raise UsageError(
-            f"There are {count} reference images, and {model.name} takes {most}.",
+            f"{model.name} takes no reference images.",
             f"Leave {references} out, or choose another model.",
+        )
+    if count > model.max_references:
+        raise UsageError(
+            f"There are {count} reference images.",
+            f"{model.name} takes at most {model.max_references}.",
         )
     if args.mask is None:
         return
@@ -1619,7 +1623,7 @@ def shape_for_openai(args: Args, model: Model) -> Args:
 def shape_for_gemini(args: Args) -> Args:
     """Fill in the ratio that `fit` needs, and take out what the model has no field for."""
     if args.n != 1:
-        warn("%s ignores %s: it makes one picture", args.model, args.label("n"))
+        warn("%s ignores %s: it makes one picture a call", args.model, args.label("n"))
     if args.size is not None:
         ratio, fit = args.label("aspect_ratio"), args.label("fit")
         text = "%s ignores %s: use %s for a shape, or %s for exact pixels"
@@ -1909,6 +1913,8 @@ def shrink(data: bytes, max_dim: int, max_bytes: int = REFERENCE_LIMIT_BYTES) ->
         is_lossless = image.format in LOSSLESS_FORMATS or data[12:16] == b"VP8L"  # a lossless WebP
         image = standardise(image, max_dim)
     data, name = compress(image, max_bytes, is_lossless)
+    text = "a reference of %dx%d is sent as %dx%d %s, %d bytes"
+    log.info(text, *full_size, *image.size, name, len(data))
     return Reference(data, f"image/{name.lower()}", image.size, full_size)
 
 
@@ -2980,7 +2986,7 @@ def better_hint(error: ImageGenError, args: Args, target: Target) -> str:
     names_stream = re.search(r"(?i)\bstream|partial_images|流式", error.message)
     if args.stream and isinstance(error, RejectedError) and names_stream:
         return f"Leave {stream} out: this gateway does not stream this model's pictures."
-    if error.status == 524 and not args.stream and not args.reference_images:
+    if error.status == 524 and not args.stream:
         return (
             "Before you pay again, consider that this may have been billed; then add "
             f"{stream}: drafts that arrive in between keep a proxy from hanging up."
@@ -2992,10 +2998,12 @@ def better_hint(error: ImageGenError, args: Args, target: Target) -> str:
         sources = [target.url_source, target.key_source]
         if read_source(LEDGER_VARIABLE):
             sources.append(LEDGER_VARIABLE)
-        return (
-            f"{error.hint} The base URL is on this machine: if it belongs to a stand-in gateway "
-            f"that has ended, unset {' and '.join(dict.fromkeys(sources))}."
-        )
+        variables = [source for source in dict.fromkeys(sources) if source in os.environ]
+        if variables:
+            return (
+                f"{error.hint} The base URL is on this machine: if it belongs to a stand-in "
+                f"gateway that has ended, type: unset {' '.join(variables)}"
+            )
     return error.hint
 
 
@@ -3297,6 +3305,8 @@ def partial_file(folder: str, data: bytes) -> Iterator[str]:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
+        if read_file(path) != data:
+            raise OSError("what was written is not what can be read")
         yield path
     finally:
         with contextlib.suppress(OSError):
@@ -3374,9 +3384,6 @@ def save_one(picture: Picture, path: str, place: Place, fit: str | None) -> Save
     else:
         final = in_format(picture, place.format)
     path = store(final.data, path, place.is_default)
-    with open(path, "rb") as file:
-        if file.read() != final.data:
-            raise OSError("what was written is not what can be read")
     final = final._replace(link=picture.link)
     if not fit or picture.size == final.size:
         return Saved(Path(path), None, final)
@@ -3735,7 +3742,7 @@ def read_costs(path: str | None) -> dict[str, Any]:
     }
     if path is None or not has_content(path):
         periods = {period: dict(NOTHING) for period in limits}
-        return {"ledger": None, "periods": periods, "models": [], "calls": []}
+        return {"ledger": path, "periods": periods, "models": [], "calls": []}
     with open_ledger(path, to_write=False) as connection:
         sums = {}
         for period, pair in limits.items():
@@ -3981,14 +3988,10 @@ def call_with_retries(
 def announce(args: Args, number: int, attempts: int) -> None:
     """Say what is waited for; on a terminal that becomes the live line."""
     model = find_model(args.model or "", args.family)
-    log.info(
-        "waiting for %s, typically %s, attempt %d of %d",
-        model.name,
-        model.typical,
-        number,
-        attempts,
-        extra={"live": True},
-    )
+    text = f"waiting for {model.name}, typically {model.typical}"
+    if attempts > 1:
+        text += f", attempt {number} of {attempts}"
+    log.info("%s", text, extra={"live": True})
 
 
 def call_once(
@@ -3998,7 +4001,6 @@ def call_once(
     deadline = time.monotonic() + args.timeout
     call = build_call(args, target.url, references, mask)
     answer = send(call, target, args, deadline)
-    log.info("the answer has arrived")
     inbox = answer.inbox
     tree = inbox.tree(known_keys(target.key))
     echoes = [reference.data for reference in references]
@@ -4178,7 +4180,7 @@ def report(made: Generation, args: Args, target: Target, tally: Tally) -> None:
 
 def tell_gateway(target: Target) -> None:
     """Say whose account was asked."""
-    text = "gateway %s (URL from %s, key from %s)"
+    text = "gateway %s (URL: %s, key: %s)"
     log.info(text, target.url, target.url_source, target.key_source)
 
 
@@ -4745,9 +4747,10 @@ def act_dry_run(options: argparse.Namespace) -> Outcome:
     if attempt_cny is None or possible_cny is None:
         log.info("price unknown; nothing was sent")
     else:
-        price = money(attempt_cny)
-        text = "about %s, and up to %s with all attempts; nothing was sent"
-        log.info(text, price, money(possible_cny))
+        text = f"about {money(attempt_cny)}"
+        if attempts > 1:
+            text += f", and up to {money(possible_cny)} with all attempts"
+        log.info("%s; nothing was sent", text)
         if is_costly(args):
             warn("a large size or high quality may cost several times as much")
         if left_cny is not None and attempt_cny > left_cny:
@@ -4760,7 +4763,7 @@ MODEL_TITLES: Cells = (
     "family",
     "CNY/image",
     "references",
-    "per call",
+    "images/call",
     "typical",
     "sizes",
 )
@@ -4827,7 +4830,7 @@ def act_costs(options: argparse.Namespace) -> Outcome:
         fault = f"The ledger cannot be read: {error}."
         hint = f"Move it away, or set {LEDGER_VARIABLE} to another path."
         raise ConfigError(fault, hint) from None
-    lines = [f"ledger: {costs['ledger'] or 'off, or without any call yet'}"]
+    lines = [f"ledger: {costs['ledger'] or 'off'}"]
     if costs["calls"]:
         calls = [call_cells(call) for call in reversed(costs["calls"])]
         lines += ["", *aligned([CALL_TITLES, *calls])]

@@ -87,7 +87,7 @@ OTHERS = {  # flags, and what the error must name: the thing, the value, what wo
     "n 11 for gemini": ("--n 11", "n 11 10"),
     "n 2 in a stream": (f"{GPT} --stream --n 2", "--stream --n 1 2"),
     "n 2 with dall-e-3": ("--model dall-e-3 --n 2", "n 2 dall-e-3 one"),
-    "references of dall-e-3": ("--model dall-e-3 " + references(1), "reference dall-e-3 none"),
+    "references of dall-e-3": ("--model dall-e-3 " + references(1), "dall-e-3 no reference images"),
     **{name: (f"--output cup{name}", f"extension {name} .webp") for name in (".ico", ".pdf")},
     "ten references": (references(10), "reference 10 9 gemini-3-pro-image-preview"),
     "seventeen references": (f"{GPT} {references(17)}", "reference 17 16 gpt-image-2"),

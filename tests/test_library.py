@@ -232,6 +232,12 @@ def test_given_key_and_url(
     assert sent == [f"Bearer {gateway.key}"] * 3
 
 
+def test_configured_key_goes_to_a_given_url_with_a_warning(gateway: Gateway) -> None:
+    """When key and URL come from different places: a warning that names both."""
+    warnings = make("openai", base_url=gateway.url).warnings
+    assert warnings == ["the key from OMNIMAAS_API_KEY goes to the gateway from base_url"]
+
+
 # --- Manners ---
 
 

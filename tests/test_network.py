@@ -129,7 +129,7 @@ def test_gateway_out_of_reach(
     ask.at(origin)
     error = ask.error("unavailable no True", "--reference-image", reference, *flags)
     assert named in error["message"] and "pa55word" not in json.dumps(error)
-    is_here = "unset OMNIMAAS_BASE_URL and OMNIMAAS_API_KEY" in error["hint"]
+    is_here = "unset OMNIMAAS_BASE_URL OMNIMAAS_API_KEY" in error["hint"]
     assert is_here == origin.startswith("http://127")
 
 

@@ -239,7 +239,7 @@ def test_two_lines_say_all_about_the_picture(save: Run, gateway: Gateway, tmp_pa
     one = save(PICTURE, "--output", "cup.png").err
     facts = f"saved {tmp_path}/cup\\.png: 160x120, {len(PICTURE)} bytes"
     assert re.search(rf"{facts}, \d\.\d s, tokens unknown, about 0\.35 CNY\n", one)
-    sources = "URL from OMNIMAAS_BASE_URL, key from OMNIMAAS_API_KEY"
+    sources = "URL: OMNIMAAS_BASE_URL, key: OMNIMAAS_API_KEY"
     assert f"[image-gen] gateway {gateway.url} ({sources})\n" in one
     flags = ["--n", "2", "--model", "gpt-image-9", "--output", "cup.png"]
     two = save(PICTURE, noise(seed=1), *flags).err
@@ -272,12 +272,29 @@ def test_memory_runs_out(save: Run, monkeypatch: Any, temporary: str) -> None:
 
 def test_file_that_is_not_what_was_written(save: Run, monkeypatch: Any) -> None:
     """A disk that lies: the picture is written once more, elsewhere."""
-    replace = os.replace
-    rot = lambda part, real: replace(part, real) or Path(real).write_bytes(b"rot")  # noqa: E731
-    monkeypatch.setattr(os, "replace", rot)
+    rotten = []
+
+    def rot(descriptor: int) -> None:
+        if not rotten and os.fstat(descriptor).st_size == len(PICTURE):
+            rotten.append(os.pwrite(descriptor, b"rot", 0))
+
+    monkeypatch.setattr(os, "fsync", rot)
     error = save(PICTURE, *ASKED, "--json").json["error"]
     assert (error["kind"], "not what can be read" in error["message"]) == ("save", True)
     assert Path(error["saved_at"]).read_bytes() == PICTURE
+    assert os.listdir() == []
+
+
+def test_rivals_for_one_name(gateway: Gateway) -> None:
+    """Whichever comes last wins; none takes the other's file for its own gone wrong."""
+    made = [noise(seed=seed) for seed in range(8)]
+    gateway.answer(*map(answer, made))
+    with ThreadPoolExecutor(8) as pool:
+        calls = [
+            pool.submit(generate.generate_image, "a cup", GPT, output_path="cup.png") for _ in made
+        ]
+    assert {call.result().name for call in calls} == {"cup.png"}
+    assert Path("cup.png").read_bytes() in made
 
 
 def test_two_pictures_in_one_jpeg(save: Run) -> None:
