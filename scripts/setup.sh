@@ -1,13 +1,13 @@
 #!/bin/sh
-# Prepares a Python of 3.9 or newer, with requests and Pillow, for generate.py. It may run as often
+# Prepares Python 3.9 or newer, with requests and Pillow, for generate.py. You can run it as often
 # as you like:
 #
 #     bash scripts/setup.sh
 #
-# What works already is left as it is, and no network is used then. Otherwise pip installs into the
+# What already works is kept, and no network is used then. Otherwise pip installs into the
 # active virtual environment, or into .venv in the skill's folder, where generate.py finds it by
 # itself. The system's Python is not touched; only where Debian's python3-venv is missing, and only
-# as root, apt-get installs that. It never uses sudo and edits no profile. Everything is said on
+# as root, apt-get installs that. It never uses sudo and edits no profile. All output goes to
 # standard error; the last lines name the Python to import with and the next command to type.
 
 set -eu
@@ -54,7 +54,7 @@ look_at_own() { # the interpreter of $venv
     look_at "$own"
 }
 
-get_venv_module() { # on Debian and its kin, which pack it apart
+get_venv_module() { # on Debian and its derivatives, which package it separately
     missing="${python:-python3} with the venv module is missing"
     [ "$(id -u)" = 0 ] || fail "$missing. To install it and come back here:" \
         "sudo apt-get update && sudo apt-get install -y python3-venv && $again"
@@ -104,7 +104,7 @@ main() {
         set -- "$own" -m pip --disable-pip-version-check install --no-user
         quiet "$own" -m pip --version || set -- uv pip install --python "$own"
         { "$@" --quiet requests Pillow && look_at "$own" && [ "$state" = ready ]; } ||
-            fail "that failed, see above. Is there a network? To try again:" "$again"
+            fail "that failed, see above. Is there a network connection? To try again:" "$again"
     fi
     say "ready: $about"
     say "to import it in Python, use: $(quoted "$(command -v "$own")")"
