@@ -2073,13 +2073,12 @@ def warn_of_shape(args: Args, references: Sequence[Reference]) -> None:
 class Inbox:
     """What has arrived of an answer: its body, or of an event stream its events, one by one.
 
-    A draft replaces the one before it, so that a long stream takes no more memory than a short
-    one. `notify` is called with the number of drafts so far.
+    A draft replaces the one before it, so that a long stream takes no more memory than a short one.
     Source: the WHATWG's HTML standard, section Server-sent events; an event counts as complete
     when its data is JSON, as not every gateway sends the blank line that should follow.
     """
 
-    def __init__(self, notify: Callable[[int], None] | None = None) -> None:
+    def __init__(self) -> None:
         self.body = bytearray()
         self.events: list[Any] = []
         self.draft_event: Any = None  # the last one
@@ -2088,7 +2087,6 @@ class Inbox:
         self.is_finished = False  # a stream has said that its picture is complete
         self.is_over = False  # a stream has said that nothing more will come
         self.has_failed = False  # a stream has told of an error
-        self._notify = notify
         self._texts: list[str] = []  # the pieces of a chat's content
         self._searched = 0  # so many bytes of the body hold no end of a line
         self._event_name = ""
@@ -2181,8 +2179,7 @@ class Inbox:
         if re.search(DRAFT_EVENT, kind) or (has_index and not is_done):
             self.draft_event = event
             self.draft_count += 1
-            if self._notify:
-                self._notify(self.draft_count)
+            log.info("draft %d has arrived", self.draft_count, extra={"live": True})
             return
         if re.search(ERROR_EVENT, kind) and not event.get("error"):
             event = {"error": event}
@@ -2770,10 +2767,6 @@ def read_draft(inbox: Inbox, candidates: Sequence[Candidate]) -> bytes:
 # --- Wire: the only code that opens sockets ---
 
 
-def note_draft(count: int) -> None:
-    log.info("draft %d has arrived", count, extra={"live": True})
-
-
 class Answer:
     """What has arrived of a server's answer; the thread that talks to the server fills it in.
 
@@ -2783,7 +2776,7 @@ class Answer:
     def __init__(self) -> None:
         self.status = 0  # none has arrived yet
         self.headers: Mapping[str, str] = {}
-        self.inbox = Inbox(note_draft)
+        self.inbox = Inbox()
         self.fault: Fault | None = None  # why it ended early; None when it is whole
         self.is_sent = False  # some of the request's body has gone out
         self._has_ended = False
