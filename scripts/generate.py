@@ -3893,28 +3893,26 @@ def money(amount: float) -> str:
 def prepare(args: Args) -> tuple[list[Reference], Reference | None]:
     """The references and the mask as they are sent.
 
-    Two at a time, as more would only take more memory. A link is fetched once.
+    Two at a time, as more would only take more memory.
     """
     if not args.reference_images:
         return [], None
     from concurrent.futures import ThreadPoolExecutor
 
     collected = COLLECTED.get([])  # the warnings of the call, which belongs to this thread
-    links = dict.fromkeys(str(source) for source in args.reference_images if is_link(source))
     with ThreadPoolExecutor(2, initializer=COLLECTED.set, initargs=(collected,)) as pool:
-        contents = pool.map(fetch_reference, links, itertools.repeat(args))
-        fetched = dict(zip(links, contents))
-        prepared = pool.map(prepare_one, args.reference_images, itertools.repeat(fetched))
+        prepared = pool.map(prepare_one, args.reference_images, itertools.repeat(args))
         references = list(prepared)
     return references, fit_mask(args.mask, references)
 
 
-def prepare_one(source: ReferenceLike, fetched: Mapping[str, bytes]) -> Reference:
+def prepare_one(source: ReferenceLike, args: Args) -> Reference:
     if not is_link(source):
         return maybe_resize(source)
     link = str(source)
+    data = fetch_reference(link, args)
     try:
-        return shrink(fetched[link], REFERENCE_EDGES_PX[0])
+        return shrink(data, REFERENCE_EDGES_PX[0])
     except PictureError as error:
         fault = f"The reference {public_link(link)} cannot be used: {error}."
         raise UsageError(fault, error.hint or "Give a link that leads to a picture.") from None
