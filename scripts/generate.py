@@ -2371,17 +2371,14 @@ def tidy_link(link: str) -> str:
     return link.rstrip(".,;:!?*").replace("&amp;", "&")
 
 
-class Reading(NamedTuple):
-    """One way to read an answer: for every picture that was made its alternatives, best first."""
+# One way to read an answer: for every picture that was made its alternatives, best first.
+Reading = list[list[Candidate]]
 
-    rank: int
-    is_standard: bool  # it stands where the API puts the result
-    pictures: list[list[Candidate]]
 
-    def order(self) -> tuple[int, bool, bool]:
-        """The likeliest first, and bytes before links."""
-        best = self.pictures[0][0]
-        return self.rank, not self.is_standard, not best.data
+def likelihood(candidate: Candidate) -> tuple[int, bool, bool]:
+    """To sort by: the likelier rank, where the API puts the result, and bytes come first."""
+    is_standard = re.fullmatch(STANDARD_PLACE, keys_of(candidate.path))
+    return candidate.rank, not is_standard, not candidate.data
 
 
 def place_of(path: Route) -> tuple[str, Route]:
@@ -2404,16 +2401,13 @@ def arrange(candidates: Sequence[Candidate], family: str) -> list[Reading]:
     for candidate in candidates:
         path = candidate.path if family == "openai" else ()
         top, element = place_of(path)
-        is_standard = bool(re.fullmatch(STANDARD_PLACE, keys_of(candidate.path)))
-        pictures = readings.setdefault((candidate.rank, is_standard, top), {})
+        rank, is_elsewhere, _ = likelihood(candidate)
+        pictures = readings.setdefault((rank, is_elsewhere, top), {})
         pictures.setdefault(element, []).insert(0, candidate)
     ordered = []
-    for (rank, is_standard, _), pictures in readings.items():
-        groups = list(pictures.values())
-        for group in groups:
-            group.sort(key=lambda candidate: not candidate.data)
-        ordered.append(Reading(rank, is_standard, groups))
-    return sorted(ordered, key=Reading.order)
+    for pictures in readings.values():
+        ordered.append([sorted(group, key=likelihood) for group in pictures.values()])
+    return sorted(ordered, key=lambda reading: likelihood(reading[0][0]))
 
 
 Fetch = Callable[[Candidate], Picture]
@@ -2442,9 +2436,9 @@ class Retrieval:
         Where a likely picture fails, a draft may stand in for it, but nothing less likely.
         """
         for reading in arrange(candidates, family):
-            if self.pictures or (self.faults and reading.rank > 1):
+            if self.pictures or (self.faults and reading[0][0].rank > 1):
                 return
-            for alternatives in reading.pictures:
+            for alternatives in reading:
                 self._retrieve(alternatives)
 
     def _retrieve(self, alternatives: Sequence[Candidate]) -> None:
