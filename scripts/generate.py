@@ -2188,22 +2188,9 @@ class Inbox:
             delta = choice.get("delta")
             if isinstance(delta, dict) and isinstance(delta.get("content"), str):
                 self._texts.append(delta.pop("content"))
-        if has_images(event):  # what came before was a draft
-            self.events = [earlier for earlier in self.events if not has_images(earlier)]
         self.is_finished |= is_done
         self.is_over |= is_done and kind.endswith("completed")
         self.events.append(event)
-
-
-def has_images(event: Any) -> bool:
-    """Whether a chat's event brings a picture."""
-    if not isinstance(event, dict):
-        return False
-    for choice in list_in(event, "choices"):
-        delta = choice.get("delta")
-        if isinstance(delta, dict) and (delta.get("images") or delta.get("image")):
-            return True
-    return False
 
 
 def list_in(tree: JsonObject, key: str) -> list[JsonObject]:
@@ -2399,14 +2386,18 @@ def arrange(candidates: Sequence[Candidate], family: str) -> list[Reading]:
     """
     readings: dict[Any, dict[Route, list[Candidate]]] = {}
     for candidate in candidates:
-        path = candidate.path if family == "openai" else ()
-        top, element = place_of(path)
+        top, element = place_of(candidate.path)
+        if family == "gemini":
+            top = ""
         rank, is_elsewhere, _ = likelihood(candidate)
         pictures = readings.setdefault((rank, is_elsewhere, top), {})
         pictures.setdefault(element, []).insert(0, candidate)
     ordered = []
     for pictures in readings.values():
-        ordered.append([sorted(group, key=likelihood) for group in pictures.values()])
+        reading = [sorted(group, key=likelihood) for group in pictures.values()]
+        if family == "gemini":
+            reading = [list(itertools.chain(*reversed(reading)))]
+        ordered.append(reading)
     return sorted(ordered, key=lambda reading: likelihood(reading[0][0]))
 
 
