@@ -2088,7 +2088,6 @@ class Inbox:
         self.is_over = False  # a stream has said that nothing more will come
         self.has_failed = False  # a stream has told of an error
         self._texts: list[str] = []  # the pieces of a chat's content
-        self._searched = 0  # so many bytes of the body hold no end of a line
         self._event_name = ""
         self._data: list[bytes] = []
 
@@ -2096,23 +2095,22 @@ class Inbox:
         self.body += chunk
         if self.is_stream is None:
             self.body = self.body.lstrip(b"\xef\xbb\xbf \t\r\n")  # a mark, and blanks as keep-alive
-            if len(self.body) >= len("data:image/"):
-                self._decide()
-        while self.is_stream and (end := self.body.find(b"\n", self._searched)) >= 0:
-            line = bytes(memoryview(self.body)[:end])  # a picture is long: no copy more than needed
-            del self.body[: end + 1]
-            self._searched = 0
-            self._take_line(line.removesuffix(b"\r"))
-        self._searched = len(self.body) if self.is_stream else 0
+            if len(self.body) < len("data:image/"):
+                return
+            self._decide()
+            chunk = bytes(self.body)
+        if self.is_stream and b"\n" in chunk:
+            *lines, rest = bytes(self.body).split(b"\n")
+            self.body = bytearray(rest)
+            for line in lines:
+                self._take_line(line.removesuffix(b"\r"))
 
     def tree(self, keys: Sequence[str] = ()) -> Any:
         """All of it as a JSON tree without the keys, or as text; the body is emptied."""
         if self.is_stream is None:
             self._decide()
         if self.is_stream:
-            self._take_line(bytes(self.body).strip(b"\r"))
-            self._take_data()
-            self.body.clear()
+            self.feed(b"\n\n")  # what the gateway did not end
             self.draft_event = redact_tree(self.draft_event, keys)
             words = {"content": "".join(self._texts)}
             return redact_tree([*self.events, words], keys)
