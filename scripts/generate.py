@@ -3588,12 +3588,17 @@ class Entry:
     """One call's row in the ledger, and its share of the day's budget."""
 
     def __init__(self, record: Row, budget: float | None, keys: Sequence[str]) -> None:
-        self._record = record
+        self._row: dict[str, Any] = {
+            **record,
+            "id": None,  # not before it is committed
+            "started": now_utc(),
+            "kind": "running",
+            "billed": "maybe",
+            "pictures": 0,
+        }
         self._keys = keys
         self._budget = budget
         self._path = ledger_path()  # None when nothing is noted: it is off, or cannot be opened
-        self._id: int | None = None
-        self._started = now_utc()
 
     def reserve(self, spent: Cost, attempt_cny: float | None, number: int) -> None:
         """Note an attempt before it is sent; `spent` is what those before it may have cost.
@@ -3618,15 +3623,15 @@ class Entry:
             with open_ledger(self._path) as connection:
                 self._check_budget(connection, call_cny, attempt_cny or 0.0)
                 row_id = self._write(connection, row)
-            self._id = row_id  # not before it is committed
+            self._row["id"] = row_id
         except LedgerError as error:
-            if self._id is None:  # else the end of the call is another chance
+            if self._row["id"] is None:  # else the end of the call is another chance
                 self._path = None
             self._complain(error)
 
     def close(self, outcome: Row) -> None:
         """Note what came of the call; without a row, nothing was sent."""
-        if self._path is None or self._id is None:
+        if self._path is None or self._row["id"] is None:
             return
         try:
             with open_ledger(self._path) as connection:
@@ -3642,9 +3647,9 @@ class Entry:
             return
         from datetime import datetime, timedelta
 
-        day = datetime.fromisoformat(self._started).astimezone().date()
+        day = datetime.fromisoformat(self._row["started"]).astimezone().date()
         tomorrow = day + timedelta(days=1)
-        values = (utc_midnight(day), utc_midnight(tomorrow), self._id)
+        values = (utc_midnight(day), utc_midnight(tomorrow), self._row["id"])
         others = connection.execute(f"{SPENT}{IN_PERIOD} AND id IS NOT ?", values).fetchone()
         if others["cny"] + call_cny <= self._budget + 1e-9:
             return
@@ -3661,23 +3666,11 @@ class Entry:
         )
 
     def _write(self, connection: sqlite3.Connection, row: Row) -> int | None:
-        """Make the call's row, or change it; returns its id."""
-        if self._id is not None:
-            values = as_columns(row, self._keys)
-            settings = ", ".join(f"{name} = ?" for name in values)
-            statement = f"UPDATE calls SET {settings} WHERE id = ?"
-            connection.execute(statement, [*values.values(), self._id])
-            return self._id
-        start = {
-            "started": self._started,
-            "kind": "running",
-            "billed": "maybe",
-            "pictures": 0,
-        }
-        values = as_columns({**self._record, **start, **row}, self._keys)
+        """Make the call's row, or replace it; returns its id."""
+        values = as_columns({**self._row, **row}, self._keys)
         names = ", ".join(values)
         marks = ", ".join("?" * len(values))
-        statement = f"INSERT INTO calls ({names}) VALUES ({marks})"
+        statement = f"REPLACE INTO calls ({names}) VALUES ({marks})"
         return connection.execute(statement, list(values.values())).lastrowid
 
     def _complain(self, error: LedgerError) -> None:
