@@ -3475,13 +3475,6 @@ SPENT = (
 )
 IN_PERIOD = " WHERE started >= ? AND started < ?"
 LAST_CALLS = "SELECT * FROM calls ORDER BY id DESC LIMIT 10"
-NOTHING = {
-    "calls": 0,
-    "pictures": 0,
-    "cost_cny": 0.0,
-    "possible_cost_cny": 0.0,
-    "unpriced": 0,
-}
 Row = Mapping[str, Any]
 
 
@@ -3535,9 +3528,10 @@ def is_ledger_file(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def open_ledger(path: str, to_write: bool = True) -> Iterator[sqlite3.Connection]:
+def open_ledger(path: str | None, to_write: bool = True) -> Iterator[sqlite3.Connection]:
     """The database in one transaction, which is committed at the end unless an error ends it.
 
+    Without a path it is an empty one in memory.
     raises: LedgerError, whatever hinders it; a file that is no ledger stays as it is
     """
     try:
@@ -3546,12 +3540,12 @@ def open_ledger(path: str, to_write: bool = True) -> Iterator[sqlite3.Connection
         raise LedgerError("this Python has no sqlite3") from None
     connection = None
     try:
-        if to_write and not os.path.exists(path):
+        if path and to_write and not os.path.exists(path):
             create_private(path)
-        if not is_ledger_file(path):
+        if path and not is_ledger_file(path):
             raise ValueError("it is not a database")
         connection = sqlite3.connect(
-            path,
+            path or ":memory:",
             timeout=LEDGER_LOCK_S,
             isolation_level=None,  # transactions are begun by hand
         )
@@ -3559,7 +3553,7 @@ def open_ledger(path: str, to_write: bool = True) -> Iterator[sqlite3.Connection
         # A killed process loses nothing without it, and waiting for the disk may take 50 ms a call.
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute("BEGIN IMMEDIATE" if to_write else "BEGIN")
-        prepare_ledger(connection, to_write)
+        prepare_ledger(connection)
         yield connection
         connection.execute("COMMIT")
     except (sqlite3.Error, OSError, ValueError, OverflowError) as error:
@@ -3569,7 +3563,7 @@ def open_ledger(path: str, to_write: bool = True) -> Iterator[sqlite3.Connection
             connection.close()  # which rolls back what was not committed
 
 
-def prepare_ledger(connection: sqlite3.Connection, to_write: bool) -> None:
+def prepare_ledger(connection: sqlite3.Connection) -> None:
     """Make the table in an empty database; raises ValueError for one of another kind or version."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == SCHEMA_VERSION:
@@ -3577,11 +3571,10 @@ def prepare_ledger(connection: sqlite3.Connection, to_write: bool) -> None:
     (others,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if version or others:
         raise ValueError(f"it is a database of another kind, or of version {version}")
-    if to_write:
-        columns = ", ".join(map(" ".join, COLUMNS.items()))
-        connection.execute(f"CREATE TABLE calls ({columns})")
-        connection.execute(INDEX)
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    columns = ", ".join(map(" ".join, COLUMNS.items()))
+    connection.execute(f"CREATE TABLE calls ({columns})")
+    connection.execute(INDEX)
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 class Entry:
@@ -3709,10 +3702,8 @@ def read_costs(path: str | None) -> dict[str, Any]:
         "month": (utc_midnight(today.replace(day=1)), tomorrow),
         "all": ("", "~"),
     }
-    if path is None or not has_content(path):
-        periods = {period: dict(NOTHING) for period in limits}
-        return {"ledger": path, "periods": periods, "models": [], "calls": []}
-    with open_ledger(path, to_write=False) as connection:
+    database = path if path and has_content(path) else None
+    with open_ledger(database, to_write=False) as connection:
         sums = {}
         for period, pair in limits.items():
             row = connection.execute(PERIOD_SUMS + IN_PERIOD, pair).fetchone()

@@ -477,8 +477,8 @@ def test_row_belongs_to_its_call_alone(shop: Shop, monkeypatch: Any) -> None:
     shop.buy()
     reader = sqlite3.connect(shop.ledger, isolation_level=None, check_same_thread=False)
 
-    def lock(connection: Any, to_write: bool) -> None:
-        prepare(connection, to_write)
+    def lock(connection: Any) -> None:
+        prepare(connection)
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM calls").fetchone()
 
