@@ -3011,17 +3011,13 @@ def send(call: Call, target: Target, args: Args, deadline: float) -> Answer:
         proxy=args.proxy,
         limit_bytes=limit_bytes,
     )
+    answer = exchange(request, deadline)
+    if 200 <= answer.status < 300:
+        return answer
     keys = known_keys(target.key)
-    try:
-        answer = exchange(request, deadline)
-        if 200 <= answer.status < 300:
-            return answer
-        headers = {name: redact(text, keys) for name, text in answer.headers.items()}
-        tree = answer.inbox.tree(keys)
-        handle_http_error(args.family or "", answer.status, tree, headers)
-    except ImageGenError as error:
-        error.hint = better_hint(error, args, target)
-        raise
+    headers = {name: redact(text, keys) for name, text in answer.headers.items()}
+    tree = answer.inbox.tree(keys)
+    handle_http_error(args.family or "", answer.status, tree, headers)
 
 
 def check_address(request: Request, is_from_public: bool) -> bool:
@@ -3928,6 +3924,7 @@ def call_with_retries(
             return made
         except BaseException as error:  # a bug, too: the request may have been sent
             failure = as_known(error)
+            failure.hint = better_hint(failure, args, target)
             tally.fail(failure)
             if number == attempts or not failure.retryable:
                 raise
@@ -3972,9 +3969,7 @@ def call_once(
             classify_response_error(args.family or "", tree)
         pictures, usage = read_answer(tree, args, echoes, fetch_candidate)
     except ImageGenError as failure:
-        error = explained(failure, answer, tree)
-        error.hint = better_hint(error, args, target)
-        raise error from None
+        raise explained(failure, answer, tree) from None
     endpoint = call.url[len(target.url) :]
     return Generation(pictures, usage, args.model or "", endpoint)
 
@@ -4852,6 +4847,7 @@ def act_check(options: argparse.Namespace) -> Outcome:
         warn(text, error.message)
     except ImageGenError as error:
         error.billed = "no"
+        error.hint = better_hint(error, args, target)
         usual = type(error).hint
         if usual and not isinstance(error, Interrupted):
             hint = "Correct the key, the base URL or the proxy; asking again is free."
