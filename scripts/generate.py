@@ -2209,7 +2209,7 @@ def is_final(event: JsonObject, kind: str) -> bool:
     reasons = [choice.get("finish_reason") or choice.get("finishReason") for choice in choices]
     if event.get("error") or "error" in reasons:  # OpenRouter ends a broken stream so
         return False
-    has_ended = any(reasons) or bool(re.search(FINAL_EVENT, kind))
+    has_ended = any(reasons) or re.search(FINAL_EVENT, kind)
     is_whole = list_in(event, "data") or any(choice.get("message") for choice in choices)
     return bool(has_ended or is_whole)
 
@@ -2951,8 +2951,7 @@ def no_answer_error(request: Request, answer: Answer) -> UnavailableError:
             retryable=fault is None or fault.is_temporary,
         )
     error = UnavailableError(f"{host} gave no answer: {fault}.")
-    if fault == TIME_IS_OVER:
-        error.timed_out = True
+    error.timed_out = fault == TIME_IS_OVER
     return error
 
 
@@ -3003,14 +3002,7 @@ def send(call: Call, target: Target, args: Args, deadline: float) -> Answer:
     raise_if_interrupted()
     data, content_type = encode_call(call)
     limit_bytes = MAX_ANSWER_BYTES * max(args.n, 3)  # drafts come along
-    request = Request(
-        call.url,
-        data=data,
-        content_type=content_type,
-        key=target.key,
-        proxy=args.proxy,
-        limit_bytes=limit_bytes,
-    )
+    request = Request(call.url, data, content_type, target.key, args.proxy, limit_bytes)
     answer = exchange(request, deadline)
     if 200 <= answer.status < 300:
         return answer
