@@ -570,13 +570,12 @@ MODEL_BY_USE_CASE = {
 }
 
 # A key and a URL of one row belong together; rows, and then files, in order of precedence.
-CONFIG_ROWS = (
-    ("OMNIMAAS_API_KEY", "OMNIMAAS_BASE_URL"),
-    ("PRODUCT_SHOTS_IMAGEGEN_API_KEY", "PRODUCT_SHOTS_IMAGEGEN_BASE_URL"),
-    ("RENDER_API_KEY", "RENDER_BASE_URL"),
-    ("CANVASFLOW_IMAGEGEN_API_KEY", "CANVASFLOW_IMAGEGEN_BASE_URL"),
-)
-URL_VARIABLES = dict(CONFIG_ROWS)  # by their keys' variables
+URL_VARIABLES = {
+    "OMNIMAAS_API_KEY": "OMNIMAAS_BASE_URL",
+    "PRODUCT_SHOTS_IMAGEGEN_API_KEY": "PRODUCT_SHOTS_IMAGEGEN_BASE_URL",
+    "RENDER_API_KEY": "RENDER_BASE_URL",
+    "CANVASFLOW_IMAGEGEN_API_KEY": "CANVASFLOW_IMAGEGEN_BASE_URL",
+}
 KEY_FILES = (
     "~/.product_shots_imagegen_api_key",
     "~/.product_shots_render_api_key",
@@ -1076,7 +1075,7 @@ def first_set(sources: Iterable[str]) -> tuple[str, str]:
 
 
 def load_api_key(given: str | None = None) -> tuple[Key, str]:
-    """The API key and where it comes from: the argument, CONFIG_ROWS' variables, then KEY_FILES.
+    """The API key and where it comes from: the argument, URL_VARIABLES, then KEY_FILES.
 
     raises: ConfigError without a key (its hint is the onboarding message), or for a malformed one
     """
@@ -1099,7 +1098,7 @@ def load_api_key(given: str | None = None) -> tuple[Key, str]:
 
 
 def load_base_url(key_source: str | None = None, given: str | None = None) -> tuple[str, str]:
-    """The gateway's URL and where it comes from: the argument, or CONFIG_ROWS' variables.
+    """The gateway's URL and where it comes from: the argument, or URL_VARIABLES.
 
     The first variable and the first key file need no URL: DEFAULT_BASE_URL goes with them.
     raises: ConfigError without a URL, or for a malformed one

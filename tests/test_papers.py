@@ -191,7 +191,7 @@ def test_precedence() -> None:
     rows = tables(SPEC, "api-key--base-url-resolution")[0]
     keys = [code(row["key"]) for row in rows]
     urls = [codes(row["base URL"])[:1] for row in rows]
-    variables = dict(generate.CONFIG_ROWS)
+    variables = generate.URL_VARIABLES
     assert keys == [*variables, *generate.KEY_FILES]
     assert urls == [*([url] for url in variables.values()), [generate.DEFAULT_BASE_URL], [], []]
     listed = re.findall(r"^\d\. .*`(.+)`$", sections("SKILL.md")["onboarding"], re.M)

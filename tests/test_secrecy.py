@@ -132,7 +132,7 @@ def test_places(
     assert leaks(*seen, caplog.text) == []
 
 
-ROWS = dict(generate.CONFIG_ROWS)
+ROWS = generate.URL_VARIABLES
 
 
 @pytest.mark.parametrize("source", [*ROWS, *generate.KEY_FILES[:-1]])
