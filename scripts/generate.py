@@ -650,11 +650,6 @@ class Meaning(NamedTuple):
 
 TOP_UP = "Top up the account, then run the same command again."
 SEE_MODELS = "See which image models the gateway has: generate.py --check."
-REFUSAL_CODES = (
-    r"moderation_(block|fail|flag|refus)|moderated|\bmoderation\b|content_?(policy|filter)"
-    r"|policy_violation|sensitive_(word|content)|prompt_?block|block_?list|data_inspection_failed"
-    r"|risk_detection|unsafe|nsfw|safety\b|safety_violation|prohibited_content|recitation|\bspii\b"
-)
 # The first row that fits decides. The sentences are real ones, seen in gateways' sources, manuals
 # and issue threads in November 2026.
 MEANINGS = (
@@ -662,10 +657,18 @@ MEANINGS = (
     # 429 RESOURCE_EXHAUSTED (Google): "Your project has exceeded its monthly spending cap."
     # 412 PRECONDITION_FAILED (Fireworks): "… possibly due to reaching the monthly spending limit"
     # 403 (OpenRouter): "Key limit exceeded (total limit)."
+    # 429 1102 (Kling): "Account balance not enough", and 1101: "Account in arrears"
+    # 429 QuotaExceeded, TooManyRequests (Volcengine): "… has exhausted its free trial quota"
+    # 429 SetLimitExceeded (Volcengine): "… has reached the set inference limit"
+    # 429 (Cloudflare): "you have used up your daily free allocation of 10,000 neurons"
+    # 403 BILLING_BALANCE_NOT_ENOUGH (Novita): "billing balance not enough"
+    # 401 (LiteLLM): "Authentication Error, ExceededTokenBudget: Current spend for token: …"
     Meaning(
         QuotaError,
+        codes=r"balance_not_enough|set_limit_exceeded",
         phrases=r"credits (are|have been) (exhausted|depleted)|spending (cap|limit)"
-        r"|key limit exceeded",
+        r"|key limit exceeded|balance not enough|in arrears|free (trial quota|allocation)"
+        r"|set inference limit|exceeded\w*budget",
         hint=TOP_UP,
     ),
     # 429 RESOURCE_EXHAUSTED (Google): "You exceeded your current quota, please check your plan and
@@ -728,16 +731,29 @@ MEANINGS = (
     # 400 1301 (Zhipu): "系统检测到输入或生成内容可能包含不安全或敏感内容"
     # 200 with base_resp 1026 (MiniMax): "input new_sensitive"
     # 400 (xAI, which bills it): "Generated image rejected by content moderation."
+    # 400 (Replicate, kie.ai): "The input or output was flagged as sensitive. (E005)"
+    # 422 (Ideogram): "Prompt provided failed safety check due to the inclusion of prohibited …"
+    # 400 (Imagen): "Your current safety filter threshold prohibited one or more words"
+    # 400 3030 (Cloudflare): "AiError: Input prompt contains NSFW content"
+    # 424 (Cloudflare): "Prompt blocked due to security configurations"
+    # 400 (LiteLLM): "Violated guardrail policy"
+    # 400 (Amazon): "All of the generated images have been blocked by our content filters."
+    # 400 10013 (iFlytek): "输入内容审核不通过"
     Meaning(
         RefusedError,
-        codes=REFUSAL_CODES,
+        codes=r"moderation_(block|fail|flag|refus)|moderated|(\b|_)moderation\b"
+        r"|content_?(policy|filter(?!_(error|timeout)))"
+        r"|policy_violation|sensitive_(word|content)|prompt_?block|block_?list|data_inspection_failed"
+        r"|risk_detection|unsafe|nsfw|safety\b|safety_violation|prohibited_content|recitation|\bspii\b",
         phrases=r"(by|of) (the|our) safety system|content management policy|contentpolicyviolation"
         r"|sensitive words detected|(input|prompt|request|image|content) (was|is|has been) flagged"
         r"|flagged by a|rejected by content moderation"
         r"|contains? (\w+ )?(sensi?tive|inappropriate|prohibited|unsafe)"
         r"|includes? (sensitive|inappropriate) content|material flagged|new_sensitive"
         r"|(prompt|request|image|input) (may |might )?violat|violates (our|the) \w+ polic"
-        r"|(prompt|request|image|response) (was|has been) blocked"
+        r"|(prompt|request|image|response) (was|has been) blocked|prompt blocked|output was flagged"
+        r"|(safety|content) (check|filter)(s|er)?\b[^.]*(prohibited|inclusion)|contains nsfw"
+        r"|blocked (by our content filter|due to safety)|violated (\w+ )*polic|审核不通过"
         r"|(包含|含有|涉及)[^，。]{0,8}(敏感|违规|不安全)|敏感(词|内容|信息)|内容违规",
     ),
     # 400 API_KEY_INVALID (Google): "API key not valid. Please pass a valid API key."
@@ -778,7 +794,8 @@ MEANINGS = (
     # 103: an interim answer, which a proxy sent as the last one
     # 499 (nginx, Google's CANCELLED): somebody on the way hung up
     # 408 (LiteLLM): "APITimeoutError - Request timed out. model: azure/…"
-    Meaning(UnavailableError, retryable=True, status="1..|408|425|499|5.."),
+    # 424 (Hugging Face, Bedrock): "Request failed during generation"
+    Meaning(UnavailableError, retryable=True, status="1..|408|424|425|499|5.."),
     # data: {"error": {"code": 502, "message": "Provider returned error"}} (OpenRouter, in a stream)
     # event: error with the type server_error (OpenAI, in a stream)
     # 200 with base_resp 1001 (MiniMax): "request timeout", and 1033: "system error"
@@ -794,8 +811,10 @@ MEANINGS = (
     Meaning(ResponseError, status="2.."),
     Meaning(RejectedError, status="404", hint="Check the base URL: most end in /v1."),
     Meaning(RejectedError, status="3..", hint="Set the base URL to where it redirects."),
+    Meaning(RejectedError, status="413", hint="Send fewer references, or smaller ones."),
     Meaning(RejectedError),
 )
+REFUSAL = next(row for row in MEANINGS if row.error is RefusedError)
 # Where a gateway speaks of itself: error.*, *.error.*, base_resp.* (MiniMax), output.* (DashScope),
 # and what stands at the top.
 GATEWAYS_PLACE = r"(?i)(?!content$)((\w+\.)?error|((base_resp|output)\.)?\w+$)"
@@ -853,12 +872,16 @@ ERROR_EVENT = r"(^|[._])(error|failed)$"
 # rank 1: a draft or a smaller one: thumbnail_url (Replicate's relatives), reasoning_details
 # (OpenRouter), partial_image_b64 (OpenAI's Responses)
 DRAFT_KEYS = r"(?i)thumb|preview|draft|partial|thought|thinking|reasoning"
-# rank 2: what was sent, or whose it is: input_image, prompt.image (ComfyUI), user.avatar
+# rank 2: what was sent, or whose it is, or something else: input_image (Replicate), param (kie.ai),
+# meta.init_image (ModelsLab), prompt.image (ComfyUI), user.avatar, status_url (fal), video_url
 FOREIGN_KEYS = (
-    r"(?i:avatar|emoji|icon|logo)"
-    r"|(?<![A-Za-z])(?i:author|user|profile|input|request|prompt|mask|help|support|docs?|homepage"
-    r"|website|terms|policy|policies|callback|webhook|citations?|annotations?)(?![a-z])"
+    r"(?i:avatar|emoji|icon|logo|qr_?code)"
+    r"|(?<![A-Za-z])(?i:author|user|profile|input|init|params?|parameters|request|prompt|mask|help"
+    r"|support|docs?|homepage|website|terms|policy|policies|callback|webhook|citations?"
+    r"|annotations?|status|fetch|stream|video|audio)(?![a-z])"
 )
+# urls.cancel (Replicate), delete_url (imgbb): to open such a link does something
+ACTING_KEYS = r"(?i)delete|cancel"
 # Where the API itself puts the result, whatever else a gateway adds: data[].url, a chat's content …
 STANDARD_PLACE = (
     r"(data\.)?(url|b64_json)|(choices\.(message|delta)\.)?content(\..*)?"
@@ -901,6 +924,8 @@ REFUSAL_OPENING = (
 )
 NO_REASON = r"(?i)false|none|\w*unspecified"  # BLOCK_REASON_UNSPECIFIED (Google)
 # An id belongs to work that has only begun when the answer also says so: Midjourney's proxies.
+STATE_KEYS = r"(?i)\w*(status|state)"
+FAILED = r"(?i)fail|error|cancel"
 UNFINISHED = r"(?i)queue|pending|process|submit|in_?progress|running|created|waiting|start"
 
 # Required word for word by the specification's section Onboarding.
@@ -2185,9 +2210,22 @@ class Inbox:
             delta = choice.get("delta")
             if isinstance(delta, dict) and isinstance(delta.get("content"), str):
                 self._texts.append(delta.pop("content"))
+        if has_images(event):  # what came before was a draft
+            self.events = [earlier for earlier in self.events if not has_images(earlier)]
         self.is_finished |= is_done
         self.is_over |= is_done and kind.endswith("completed")
         self.events.append(event)
+
+
+def has_images(event: Any) -> bool:
+    """Whether a chat's event brings a picture."""
+    if not isinstance(event, dict):
+        return False
+    for choice in list_in(event, "choices"):
+        delta = choice.get("delta")
+        if isinstance(delta, dict) and (delta.get("images") or delta.get("image")):
+            return True
+    return False
 
 
 def list_in(tree: JsonObject, key: str) -> list[JsonObject]:
@@ -2201,14 +2239,14 @@ def list_in(tree: JsonObject, key: str) -> list[JsonObject]:
 def is_final(event: JsonObject, kind: str) -> bool:
     """Whether a stream's event says that the picture is complete.
 
-    It is a FINAL_EVENT, has a finish_reason (chats) or a finishReason (Google), or is a whole
-    answer in one event.
+    It is a FINAL_EVENT, has a finish_reason (chats), a finishReason (Google) or the status
+    succeeded (GrsAI), or is a whole answer in one event.
     """
     choices = [*list_in(event, "choices"), *list_in(event, "candidates")]
     reasons = [choice.get("finish_reason") or choice.get("finishReason") for choice in choices]
     if event.get("error") or "error" in reasons:  # OpenRouter ends a broken stream so
         return False
-    has_ended = any(reasons) or re.search(FINAL_EVENT, kind)
+    has_ended = any(reasons) or re.search(FINAL_EVENT, kind) or event.get("status") == "succeeded"
     is_whole = list_in(event, "data") or any(choice.get("message") for choice in choices)
     return bool(has_ended or is_whole)
 
@@ -2261,8 +2299,9 @@ def one_line(text: str) -> str:
     return text
 
 
-def is_page(text: str) -> bool:
-    return bool(re.match(r"\s*<[!a-z]", text, re.I))
+def is_page(text: Any) -> bool:
+    """Whether an answer is a web page, such as a log-in's."""
+    return isinstance(text, str) and bool(re.match(r"(?i)\s*<(!doctype|html|head|title)\b", text))
 
 
 def as_sentence(text: str) -> str:
@@ -2304,6 +2343,7 @@ def find_candidates(tree: Any) -> Iterator[Candidate]:
         if len(text) < 5:
             continue
         rank = rank_of(path)
+        text = text.replace("\\/", "/").replace("\\u0026", "&")  # JSON within JSON (kie.ai)
         decoded = [decode_base64(match) for match in re.findall(BASE64, text)]
         for data in filter(None, decoded):
             yield Candidate(path, rank, data=data)
@@ -2318,7 +2358,9 @@ def find_links(path: Route, text: str) -> dict[str, int]:
 
     It may be all of the text, above all under a key such as url; else see `links_in_prose`.
     """
-    text = text.strip().replace("\\/", "/")  # JSON within JSON (kie.ai's resultJson)
+    text = text.strip()
+    if re.search(ACTING_KEYS, keys_of(path)):
+        return {}
     address = ADDRESS if re.search(LINK_KEYS, keys_of(path)) else BARE_LINK
     if len(text) < MAX_LINK_CHARS and re.fullmatch(address, text):
         return {text: 0 if "/" in text else 1}  # fal's file_name is hardly an address
@@ -2336,13 +2378,14 @@ def links_in_prose(text: str) -> dict[str, int]:
         link = tidy_link(match[1] or match[2])
         if not re.match(OTHER_SCHEME, link):
             links.setdefault(link, penalty_of(match[0]))
+    is_shown = bool(links)  # any other is rather a source
     for match in re.finditer(BARE_LINK, text):
         link = tidy_link(match[0])
         before = text[: match.start()][-40:]
         penalty = UNLIKELY
         if re.search(PICTURE_NAME, link) or re.search(PICTURE_LABEL, before):
             penalty = penalty_of(before + link)
-        links.setdefault(link, penalty)
+        links.setdefault(link, max(penalty, is_shown))
     return links
 
 
@@ -2479,7 +2522,10 @@ def read_answer(
     raises: ResponseError, or the error that the answer amounts to
     """
     family = args.family or ""
-    candidates = [found for found in find_candidates(tree) if found.data not in echoes]
+    if is_page(tree):
+        classify_response_error(family, tree)
+    found = [candidate for candidate in find_candidates(tree) if candidate.data not in echoes]
+    candidates = plausible(found, tree)
     has_bytes = any(candidate.data for candidate in candidates)
     if opens_as_refusal(tree) and not has_bytes:  # its links lead to policies, not to a picture
         classify_response_error(family, tree)
@@ -2500,6 +2546,34 @@ def read_answer(
         text = "the most likely picture could not be retrieved, so another one is used: %s"
         warn("a picture could not be retrieved: %s" if args.n > 1 else text, lost)
     return retrieval.pictures, find_usage(tree)
+
+
+def plausible(candidates: Sequence[Candidate], tree: Any) -> list[Candidate]:
+    """Those that may be the result, by what the answer says of itself.
+
+    If it has failed, only bytes and what stands where the API puts the result may be it. If it was
+    refused or is unfinished, nothing is that stands under a foreign name, such as what was sent.
+    """
+    state = state_of(tree)
+    has_failed = re.search(FAILED, state) or not isinstance(stated_error(tree), ResponseError)
+    is_empty = refusal_in(tree) or re.search(UNFINISHED, state)
+    chosen = []
+    for candidate in candidates:
+        rank, is_elsewhere, is_link = likelihood(candidate)
+        is_sure = rank == 0 and not (is_elsewhere and is_link)
+        if is_sure or not (has_failed or (is_empty and rank > 1)):
+            chosen.append(candidate)
+    return chosen
+
+
+def state_of(tree: Any) -> str:
+    """The state of an answer's work as a whole, not of one of its pictures or attempts."""
+    states = []
+    for path, text in walk(tree):
+        is_whole = all(isinstance(step, str) for step in path)
+        if path and is_whole and re.fullmatch(STATE_KEYS, path[-1]):
+            states.append(text)
+    return " ".join(states)
 
 
 def lost_picture_error(retrieval: Retrieval, tree: Any) -> ResponseError:
@@ -2539,9 +2613,12 @@ def refusal_in(tree: Any) -> str:
     """The reason by which a model says that it refused, "" when it does not."""
     reasons = texts_under(tree, "refusal|block_?reason|rai_?filtered_?reason")
     reasons = [text for text in reasons if not re.fullmatch(NO_REASON, text)]
-    # content_filter (OpenAI), IMAGE_SAFETY (Google), the status "Content Moderated" (BFL)
-    for ending in texts_under(tree, "(native_)?(finish|stop|failure)_?reason|status"):
-        if re.search(REFUSAL_CODES, snake_case(ending)):
+    # content_filter (OpenAI), IMAGE_SAFETY (Google), the status "Content Moderated" (BFL), failMsg
+    # "Content was flagged by …" (kie.ai)
+    for ending in texts_under(
+        tree, "(native_)?(finish|stop|fail(ure)?)_?(reason|msg)|status|state"
+    ):
+        if fits(REFUSAL, 200, snake_case(ending), ending):
             reasons.append(ending)
     return reasons[0] if reasons else ""
 
@@ -2557,8 +2634,8 @@ def opens_as_refusal(tree: Any) -> bool:
 def task_ids(tree: Any) -> list[str]:
     """The ids by which a gateway names work that it has only begun, and that has not failed."""
     names = "(task|job|generation|prediction)_?id"
-    states = " ".join(texts_under(tree, r"\w*(status|state)"))
-    if re.search("(?i)fail|error|cancel", states):
+    states = " ".join(texts_under(tree, STATE_KEYS))
+    if re.search(FAILED, states):
         return []
     if re.search(UNFINISHED, states):
         names += "|(request_?)?id"
@@ -2661,7 +2738,10 @@ def handle_http_error(
     counts = find_usage(tree).values()
     if error.billed == "no" and any(type(count) is int and count > 0 for count in counts):
         error.billed = "maybe"  # xAI: "usage": {"cost_in_usd_ticks": 200000000}
-    error.retry_after_s = read_retry_after(lowered)
+    # "retryDelay": "34.07s" (Google), "retry_after": 30 (Cloudflare)
+    delays = texts_under(tree, "retry_?(delay|after)")
+    wish = lowered.get("retry-after") or "".join(delays[:1]).rstrip("s")
+    error.retry_after_s = read_retry_after({**lowered, "retry-after": wish})
     raise error
 
 
@@ -2676,6 +2756,14 @@ def gateways_words(tree: Any) -> list[Any]:
     return said
 
 
+def stated_error(tree: Any) -> ImageGenError:
+    """The error that a gateway speaks of in a successful answer; ResponseError for none."""
+    said = gateways_words(tree)
+    numbers = texts_under(said, r"\w*(code|status)")
+    statuses = [int(number) for number in numbers if re.fullmatch("[45][0-9][0-9]", number)]
+    return gateway_error(statuses[0] if statuses else 200, said)
+
+
 def classify_response_error(family: str, body: Any) -> NoReturn:
     """Raise the ImageGenError of a successful answer without a picture.
 
@@ -2683,10 +2771,7 @@ def classify_response_error(family: str, body: Any) -> NoReturn:
     body    bytes, text or a JSON tree
     """
     tree = parse_body(body)
-    said = gateways_words(tree)
-    numbers = texts_under(said, r"\w*(code|status)")
-    statuses = [int(number) for number in numbers if re.fullmatch("[45][0-9][0-9]", number)]
-    error = gateway_error(statuses[0] if statuses else 200, said)
+    error = stated_error(tree)
     found_links = [found.link for found in find_candidates(tree) if found.link]
     links = list(dict.fromkeys(found_links))  # each once
     if isinstance(error, ResponseError):  # the gateway says nothing of an error
@@ -2707,7 +2792,7 @@ def no_image_error(tree: Any, links: Sequence[str]) -> ImageGenError:
     said = words or [f"{keys_of(path)}: {text[:80]};" for path, text in walk(tree) if text.strip()]
     shown = one_line(" ".join(said)).rstrip(";")
     quoted = f": {shown}" if shown else ""
-    if isinstance(tree, str) and is_page(tree):
+    if is_page(tree):
         return ResponseError(
             as_sentence(f"The answer is a web page{quoted}"),
             "Check the base URL: most end in /v1.",
@@ -4379,7 +4464,8 @@ def nearest_flag(typed: str, flags: Iterable[str]) -> str:
         name = flag.strip("-")
         for word in (name, *name.split("-")):
             by_word.setdefault(word, flag)
-    near = nearest(typed.strip("-"), list(by_word))
+    word = typed.strip("-")
+    near = word if word in by_word else nearest(word, list(by_word))
     return by_word.get(near, "")
 
 
@@ -4392,7 +4478,7 @@ class Parser(argparse.ArgumentParser):
         lacking = re.fullmatch(r"argument (\S+): expected one argument", message)
         if lacking:
             message = f"{lacking[1]} needs a value"
-        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        unknown = re.match(r"unrecognized arguments: (--?[\w-]+)", message)
         if unknown:
             near = nearest_flag(unknown[1], self._option_string_actions)
             hint = f"Did you mean {near}? {hint}" if near else hint
@@ -4414,7 +4500,7 @@ def read_prompt(path: str) -> str:
     try:
         source = 0 if path == "-" else os.path.expanduser(path)
         with open(source, encoding="utf-8-sig", newline="") as file:
-            return file.read(2 * MAX_PROMPT_CHARS).rstrip("\r\n")
+            return file.read(10**6).rstrip("\r\n")
     except (OSError, ValueError) as error:
         fault = f"The prompt file {path!r} cannot be read: {reason(error)}."
         raise UsageError(fault, "Give the path of a UTF-8 text file.") from None
@@ -4952,6 +5038,7 @@ class Console(logging.Handler):
         self._live = ""  # what is waited for, "" when there is no live line
         self._news = ""  # of what is waited for
         self._since = 0.0
+        self._turn = threading.RLock()  # two threads print: the command's and the main one
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
@@ -4975,16 +5062,17 @@ class Console(logging.Handler):
 
     def show(self, text: str) -> None:
         """Print a text as it is."""
-        self._write(text)
-        self._live = ""
+        with self._turn:
+            self._write(text)
+            self._live = ""
 
     def draw_live_line(self) -> None:
-        if not self._live:
-            return
-        elapsed_s = time.monotonic() - self._since
-        spinner = "|/-"[int(elapsed_s * 10) % 3]
-        line = f"[image-gen] {spinner} {elapsed_s:3.0f} s {self._news}{self._live}"
-        with contextlib.suppress(OSError):  # the terminal is gone
+        with self._turn, contextlib.suppress(OSError):  # the terminal is gone
+            if not self._live:
+                return
+            elapsed_s = time.monotonic() - self._since
+            spinner = "|/-"[int(elapsed_s * 10) % 3]
+            line = f"[image-gen] {spinner} {elapsed_s:3.0f} s {self._news}{self._live}"
             columns = os.get_terminal_size(sys.stderr.fileno()).columns
             width = (columns or 80) - 3  # room for ^C
             while len(line) > width and ", " in line:

@@ -50,6 +50,7 @@ TALK = {  # a chat's words
     "HTML, escaped": '<img src="$LINK(FINAL, 5f3a)?a=1&amp;b=2"/>',
     # words beside it
     "thoughts": f"<think>I can't draw it. {'Hm. ' * 4000}</think>![image]($LINK)",
+    "a source below it": "![image]($LINK)\nSee $LINK(DRAFT, d.png)",
     "an echo of the prompt": '{"prompt": "I CAN\'T MAKE IT UP"} done.\n![image]($LINK)',
     "a caveat": "![image]($LINK)\nI was unable to draw the logo exactly.",
     "a refusal beside bytes": f"{SORRY}\n![image]($DATA)",
@@ -465,6 +466,7 @@ REFUSALS = {  # what the message repeats, and the body; OpenAI's reasons, then G
     "SAFETY": '{"promptFeedback": {"blockReason": "SAFETY"}}',
     "it is unsafe": '{"predictions": [{"raiFilteredReason": "it is unsafe"}]}',  # Vertex
     "content_filtered": '{"stop_reason": "content_filtered"}',  # Bedrock
+    "output_moderation": '{"status": "failed", "failure_reason": "output_moderation"}',  # GrsAI
     "moderation_blocked": '{"state": "failed", "failure_reason": "moderation_blocked"}',
     "I can't help": '{"choices": [{"message": {"content": null, "refusal": "I can\'t help"}}]}',
     "CONTENT_FILTERED": '{"artifacts": [{"base64": "", "finishReason": "CONTENT_FILTERED"}]}',
@@ -592,6 +594,10 @@ RANKED = {
     "user": '{"user": {"picture": "$LINK"}, "data": []}',
     "avatar, refused": '{"choices": [{"text": "I\'m sorry, I can\'t"}], "avatar": "$DATA"}',
     "prompt": '{"data": [{"revised_prompt": "as in ![this]($LINK)", "url": ""}]}',
+    "an error beside it": '{"error": {"code": 500, "message": "Late"}, "data": [{"url": "$LINK"}]}',
+    "a failed attempt": '{"attempts": [{"status": "failed"}], "output": "$LINK"}',
+    "a failed task's bytes": '{"status": "failed", "image": "$B64"}',
+    "unfinished, with bytes": '{"status": "processing", "image": "$B64"}',
 }
 
 
@@ -601,10 +607,53 @@ def test_everything_that_may_be_a_picture_is_a_candidate(gateway: Gateway, body:
     assert ask("gemini", gateway, body).images == [FINAL]
 
 
+# What a gateway hands back or shows beside the fault; a relay passes on such a task as its answer.
+ECHOED = {  # the error, and the answer
+    "Replicate, starting": ("response", '{"status": "starting", "input": {"image": "$LINK"}}'),
+    "Replicate, failed": ("response", '{"status": "failed", "input": {"image": "$LINK"}}'),
+    "PiAPI": ("response", '{"data": {"status": "Failed", "input": {"image_url": "$LINK"}}}'),
+    "kie.ai": (
+        "refused",
+        '{"failMsg": "It was flagged by a filter", "param": "{\\"u\\":\\"$LINK\\"}"}',
+    ),
+    "ModelsLab": ("response", '{"status": "processing", "meta": {"init_image": "$LINK"}}'),
+    "a QR code": (
+        "quota",
+        '{"error": {"code": "insufficient_user_quota", "message": "![QR]($LINK)"}}',
+    ),
+    "of what was sent": ("refused", '{"finish_reason": "content_filter", "request": "$LINK"}'),
+    "DashScope": ("refused", '{"code": "DataInspectionFailed", "input": {"image": "$LINK"}}'),
+    "a log-in page": ("response", '<!DOCTYPE html><img src="$LINK"><img src="$DATA">'),
+    "a page's head": ("response", '<html><meta property="og:image" content="$LINK"></html>'),
+}
+
+
+@table("kind, body", ECHOED)
+def test_what_is_shown_beside_a_fault_is_no_result(gateway: Gateway, kind: str, body: str) -> None:
+    error = failure("openai", gateway, body)
+    assert (error.kind, fetched(gateway)) == (kind, [])
+
+
+def test_link_that_does_something_is_never_opened(gateway: Gateway) -> None:
+    """Some image hosts delete a picture when its delete_url is opened; Replicate has a cancel."""
+    body = '{"cancel": "$LINK(DRAFT)", "image": {"delete_url": "$LINK(DRAFT)", "url": "$LINK"}}'
+    assert ask("openai", gateway, body).images == [FINAL]
+    assert fetched(gateway) == [Shelf(gateway).path(FINAL)]
+
+
+@pytest.mark.parametrize("cut", ['{"data": [{"url": "$LINK?a=1\\u0026b=2"}]', '{"x": 1}$DATA'])
+def test_body_that_is_not_quite_json(gateway: Gateway, cut: str) -> None:
+    """Go escapes the & of links, PHP every slash: two values, or one that was cut."""
+    filled = Shelf(gateway).fill(cut).replace("/", "\\/")
+    assert ask("openai", gateway, Reply(body=filled)).images == [FINAL]
+    assert all(target.endswith("?a=1&b=2") for target in fetched(gateway))
+
+
 DRAFTS = "thumbnail_url preview_url draft partial_image_b64 thought thinking reasoning_details"
 FOREIGN = "avatar favicon author_image user input_image request prompt.image support_image emoji"
 FOREIGN += " callback webhook citations annotations icon logo profile mask help docs homepage"
-FOREIGN += " website terms policy policies"
+FOREIGN += " website terms policy policies qr_code init_image param parameters status_url fetch"
+FOREIGN += " stream video_url audio"
 
 
 @pytest.mark.parametrize("key", f"{DRAFTS} {FOREIGN}".split())

@@ -214,6 +214,29 @@ def test_sentences(expected: str, status: str, sentences: str) -> None:
             assert (sentence, meaning(error)) == (sentence, expected)
 
 
+def examples() -> Iterator[Any]:
+    """What stands above the rows of MEANINGS: # 429 1102 (Kling): "Account balance not enough"."""
+    source = Path(generate.__file__).read_text(encoding="utf-8")
+    lines = source.partition("\nMEANINGS = (\n")[2].partition("\n)\n")[0]
+    above: list[Any] = []
+    for line in lines.replace("\n    #   ", " ").splitlines():
+        quoted = re.match(
+            r' +# (\d+)(?: with base_resp)?(?: ([\w.]+))?[^"]* \([^)]+\): "(.+?)"', line
+        )
+        above += [quoted.groups()] if quoted else []
+        named = re.match(r" +(?:Meaning\()?(\w+Error),", line)
+        if named:
+            yield from ((*row, named[1]) for row in above)
+            above = []
+
+
+@pytest.mark.parametrize(("status", "code", "sentence", "expected"), [*examples()])
+def test_real_message_above_each_row(status: str, code: str, sentence: str, expected: str) -> None:
+    """A heuristic has an example: each row names the message that it is there for."""
+    body = canonical(sentence, code, None)
+    assert type(raised(int(status), body)).__name__ == expected
+
+
 @pytest.mark.parametrize("body", [b"", page("example.com | A timeout  occurred", "x" * 9000)])
 @pytest.mark.parametrize("expected", STATUSES)
 def test_status_alone(expected: str, body: Any) -> None:
@@ -486,6 +509,14 @@ def test_retry_after_is_obeyed_when_longer(
     assert ask(reference).code == 0
     assert len(ask.waited) == 2
     assert all(least - 1e-6 <= seconds <= most + 1e-6 for seconds in ask.waited)
+
+
+def test_wait_that_stands_in_the_body() -> None:
+    """Google sends no header, but RetryInfo among the details; Cloudflare's body has a number."""
+    info = google(429, "RESOURCE_EXHAUSTED", QUOTA, {"retryDelay": "34.07s"})
+    assert raised(429, info).retry_after_s == 34.07
+    assert raised(429, {"retry_after": 30}).retry_after_s == 30
+    assert raised(429, {"retry_after": 30}, **{"Retry-After": "5"}).retry_after_s == 5
 
 
 # --- What the next attempt sends ---

@@ -142,6 +142,7 @@ FINISHED: dict[str, Any] = {  # events, which may have links to FINAL in them, a
     "chatgpt2api": ([CHUNK, RESULT, DONE], {}),
     "Google": ([THOUGHT, bodies.native(bodies.inline(FINAL))], {}),
     "OpenAI's Responses": (RESPONSES, {}),
+    "GrsAI": ([{"results": [{"url": "$LINK"}], "progress": 100, "status": "succeeded"}], {}),
     "a list": ([f"data: {json.dumps([bodies.made(FINAL)])}", DONE], {}),
     "two lines, no blank one": ([f"data: {TWO_LINES}\n{DONE}"], {}),
     "a text": ([f"data: {json.dumps(DRAWN)}", DONE], {}),
