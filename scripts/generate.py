@@ -663,24 +663,30 @@ MEANINGS = (
     # 429 (Cloudflare): "you have used up your daily free allocation of 10,000 neurons"
     # 403 BILLING_BALANCE_NOT_ENOUGH (Novita): "billing balance not enough"
     # 401 (LiteLLM): "Authentication Error, ExceededTokenBudget: Current spend for token: …"
+    # 200 with base_resp 2056 (MiniMax): "usage limit exceeded, 5-hour usage limit reached"
+    # 200 (jimeng-free-api): "积分不足"
     Meaning(
         QuotaError,
         codes=r"balance_not_enough|set_limit_exceeded",
         phrases=r"credits (are|have been) (exhausted|depleted)|spending (cap|limit)"
         r"|key limit exceeded|balance not enough|in arrears|free (trial quota|allocation)"
-        r"|set inference limit|exceeded\w*budget",
+        r"|set inference limit|exceeded\w*budget|usage limit exceeded|积分不足",
         hint=TOP_UP,
     ),
     # 429 RESOURCE_EXHAUSTED (Google): "You exceeded your current quota, please check your plan and
     #   billing details." Others say that of an empty account, but this one passes by itself.
     # 429 Throttling.RateQuota (DashScope): "Requests rate limit exceeded, please try again later."
     # 429 (SiliconFlow): "Request was rejected due to rate limiting. Details: TPM limit reached."
-    # 200 with base_resp 1002 (MiniMax): "rate limit"
+    # 200 with base_resp 1002 (MiniMax): "rate limit", and 2045: "rate growth limit"
+    # 200 18 (Baidu): "Open api qps request limit reached"
+    # 200 RequestLimitExceeded (Tencent): "请求的次数超过了频率限制。"
     Meaning(
         QuotaError,
         retryable=True,
-        codes=r"resource_exhausted|rate_?limit|too_many_requests|throttling|concurrency_limit",
-        phrases=r"resource_exhausted|rate[ -]limit|too many requests|请求过于频繁",
+        codes=r"resource_exhausted|rate_?limit|too_many_requests|throttling|concurrency_limit"
+        r"|request_limit_exceeded",
+        phrases=r"resource_exhausted|rate( growth|-)? ?limit|request limit reached"
+        r"|too many requests|请求过于频繁|频率限制",
     ),
     # 403 insufficient_user_quota (new-api): "用户额度不足, 剩余额度: ＄0.000000"
     # 403 pre_consume_token_quota_failed (new-api): "token quota is not enough"
@@ -735,8 +741,18 @@ MEANINGS = (
     # 422 (Ideogram): "Prompt provided failed safety check due to the inclusion of prohibited …"
     # 400 (Imagen): "Your current safety filter threshold prohibited one or more words"
     # 400 3030 (Cloudflare): "AiError: Input prompt contains NSFW content"
+    # 422 (Together): "Request blocked: NSFW content detected in prompt."
+    # 400 (kie.ai): "Your prompt was caught by our AI moderator."
+    # 400 (Fireworks): "Content moderation triggered: prompt"
+    # 400 unexpected (Leonardo): "content moderation filter"
+    # 400 (Kling): "The request triggers the risk control strategy of the platform."
+    # 400 (Volcengine): "… because the input image may contain real person."
+    # 451 censorship_blocked (StepFun): "The content you provided or machine outputted is blocked."
+    # 400 IPInfringementSuspect (DashScope): "… suspected of being involved in IP infringement."
+    # 200 336104 (Baidu): "The content is inappropriate or sensitive"
+    # 400 (SenseNova): "prompt content is risk"
     # 424 (Cloudflare): "Prompt blocked due to security configurations"
-    # 400 (LiteLLM): "Violated guardrail policy"
+    # 400 (LiteLLM): "{'error': 'Violated guardrail policy', 'bedrock_guardrail_response': 'No'}"
     # 400 (Amazon): "All of the generated images have been blocked by our content filters."
     # 400 10013 (iFlytek): "输入内容审核不通过"
     Meaning(
@@ -744,30 +760,36 @@ MEANINGS = (
         codes=r"moderation_(block|fail|flag|refus)|moderated|(\b|_)moderation\b"
         r"|content_?(policy|filter(?!_(error|timeout)))"
         r"|policy_violation|sensitive_(word|content)|prompt_?block|block_?list|data_inspection_failed"
-        r"|risk_detection|unsafe|nsfw|safety\b|safety_violation|prohibited_content|recitation|\bspii\b",
+        r"|risk_detection|unsafe|nsfw|safety\b|safety_violation|prohibited_content|recitation|\bspii\b"
+        r"|censorship|ip_?infringement",
         phrases=r"(by|of) (the|our) safety system|content management policy|contentpolicyviolation"
         r"|sensitive words detected|(input|prompt|request|image|content) (was|is|has been) flagged"
-        r"|flagged by a|rejected by content moderation"
-        r"|contains? (\w+ )?(sensi?tive|inappropriate|prohibited|unsafe)"
-        r"|includes? (sensitive|inappropriate) content|material flagged|new_sensitive"
+        r"|flagged by a|output was flagged|material flagged|rejected by content moderation"
+        r"|contains? (\w+ )?(sensi?tive|inappropriate|prohibited|unsafe|nsfw)|new_sensitive"
+        r"|includes? (sensitive|inappropriate) content|content is (inappropriate|sensitive|risk)"
         r"|(prompt|request|image|input) (may |might )?violat|violates (our|the) \w+ polic"
-        r"|(prompt|request|image|response) (was|has been) blocked|prompt blocked|output was flagged"
-        r"|(safety|content) (check|filter)(s|er)?\b[^.]*(prohibited|inclusion)|contains nsfw"
-        r"|blocked (by our content filter|due to safety)|violated (\w+ )*polic|审核不通过"
-        r"|(包含|含有|涉及)[^，。]{0,8}(敏感|违规|不安全)|敏感(词|内容|信息)|内容违规",
+        r"|violated (\w+ )*polic|(prompt|request|image|response) (was|has been) blocked"
+        r"|(prompt|response) blocked|blocked (by our content filter|due to safety)"
+        r"|failed safety check|safety filter threshold|nsfw content|ai moderator"
+        r"|moderation (triggered|filter)|risk control|contain real person"
+        r"|(包含|含有|涉及)[^，。]{0,8}(敏感|违规|不安全)|敏感(词|内容|信息)|审核不通过|内容违规",
     ),
     # 400 API_KEY_INVALID (Google): "API key not valid. Please pass a valid API key."
     # 401 invalid_api_key (OpenAI): "Incorrect API key provided: sk-abc***xyz."
     # 401 (LiteLLM): "Authentication Error, Invalid proxy server token passed."
     # 401 (new-api): "无效的令牌"
     # 400 no_db_connection (LiteLLM, of a key that is not its own): "No connected db."
-    # 200 with base_resp 2049 (MiniMax): "invalid api key"
+    # 200 with base_resp 2049 (MiniMax): "invalid api key", and 1004: "login fail"
+    # 200 110 (Baidu): "Access token invalid or no longer valid"
+    # 200 AuthFailure.SignatureFailure (Tencent): "The provided credentials could not be validated."
     Meaning(
         AuthError,
         status="(?!429)",
         codes=r"api_?key_(invalid|missing|expired|not_valid)|(invalid|incorrect)_?api_?key"
-        r"|invalid_token|authentication|unauthori[sz]ed|unauthenticated|no_db_connection",
+        r"|invalid_token|authentication|unauthori[sz]ed|unauthenticated|no_db_connection"
+        r"|auth_failure",
         phrases=r"(incorrect|invalid) (api[ -]?key|proxy server token)|api key not valid"
+        r"|login fail|access token invalid"
         r"|无效的令牌|令牌状态不可用",
     ),
     # 503 model_not_found (new-api): "No available channel for model X under group default"
@@ -816,9 +838,9 @@ MEANINGS = (
 )
 REFUSAL = next(row for row in MEANINGS if row.error is RefusedError)
 # Where a gateway speaks of itself: error.*, *.error.*, base_resp.* (MiniMax), output.* (DashScope),
-# and what stands at the top.
-GATEWAYS_PLACE = r"(?i)(?!content$)((\w+\.)?error|((base_resp|output)\.)?\w+$)"
-QUOTED = r"(?<!\w)'[^']*'(?!\w)"  # Unknown parameter: 'thinking_budget_tokens'.
+# header.* (iFlytek), and what stands at the top.
+GATEWAYS_PLACE = r"(?i)(?!content$)((\w+\.)?error|((base_resp|output|header)\.)?\w+$)"
+QUOTED = r"(?<!\w)'[\w.-]*'(?!\w)"  # Unknown parameter: 'thinking_budget_tokens'.
 
 
 class Fault(NamedTuple):
@@ -878,14 +900,15 @@ FOREIGN_KEYS = (
     r"(?i:avatar|emoji|icon|logo|qr_?code)"
     r"|(?<![A-Za-z])(?i:author|user|profile|input|init|params?|parameters|request|prompt|mask|help"
     r"|support|docs?|homepage|website|terms|policy|policies|callback|webhook|citations?"
-    r"|annotations?|status|fetch|stream|video|audio)(?![a-z])"
+    r"|annotations?|grounding|status|fetch|stream|video|audio)(?![a-z])"
 )
 # urls.cancel (Replicate), delete_url (imgbb): to open such a link does something
 ACTING_KEYS = r"(?i)delete|cancel"
-# Where the API itself puts the result, whatever else a gateway adds: data[].url, a chat's content …
+# Where the API itself puts the result, whatever else a gateway adds: data[].url, a chat's content,
+# and Google's parts
 STANDARD_PLACE = (
     r"(data\.)?(url|b64_json)|(choices\.(message|delta)\.)?content(\..*)?"
-    r"|choices\.(message|delta)\.images(\..*)?"
+    r"|choices\.(message|delta)\.images(\..*)?|candidates\.content\.parts\.inline_?[Dd]ata\.data"
 )
 LINK_KEYS = r"(?i)ur[li]|link|href|src|path|image|file|output|result"
 BASE64 = r"[A-Za-z0-9+/_%-]{56}[A-Za-z0-9+/_%\r\n-]*={0,2}"
@@ -2281,7 +2304,8 @@ def texts_under(tree: Any, keys: str) -> list[str]:
     texts = []
     for path, text in walk(tree):
         key = str(path[-1]) if path else ""
-        if text.strip() and re.fullmatch(keys, key, re.I):
+        is_said = text.strip() not in ("", "None")  # "type": "None" (LiteLLM)
+        if is_said and re.fullmatch(keys, key, re.I):
             texts.append(text)
     return texts
 
@@ -2615,9 +2639,7 @@ def refusal_in(tree: Any) -> str:
     reasons = [text for text in reasons if not re.fullmatch(NO_REASON, text)]
     # content_filter (OpenAI), IMAGE_SAFETY (Google), the status "Content Moderated" (BFL), failMsg
     # "Content was flagged by …" (kie.ai)
-    for ending in texts_under(
-        tree, "(native_)?(finish|stop|fail(ure)?)_?(reason|msg)|status|state"
-    ):
+    for ending in texts_under(tree, r"\w*(reason|msg)|status|state|error"):
         if fits(REFUSAL, 200, snake_case(ending), ending):
             reasons.append(ending)
     return reasons[0] if reasons else ""

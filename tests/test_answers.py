@@ -653,7 +653,7 @@ DRAFTS = "thumbnail_url preview_url draft partial_image_b64 thought thinking rea
 FOREIGN = "avatar favicon author_image user input_image request prompt.image support_image emoji"
 FOREIGN += " callback webhook citations annotations icon logo profile mask help docs homepage"
 FOREIGN += " website terms policy policies qr_code init_image param parameters status_url fetch"
-FOREIGN += " stream video_url audio"
+FOREIGN += " stream video_url audio grounding_metadata"
 
 
 @pytest.mark.parametrize("key", f"{DRAFTS} {FOREIGN}".split())
