@@ -18,9 +18,9 @@ From Python:
 `generate` does the same and also returns what the picture cost. `generate_openai` and
 `generate_gemini` return the picture's bytes and save nothing. Every failure is an ImageGenError.
 
-A gateway is any server with OpenAI's API. It answers for gpt-image models on /images/generations
+A gateway is any server with OpenAI's API. It serves gpt-image models on /images/generations
 and /images/edits, and for Gemini's Nano Banana models on /chat/completions: the model's name
-decides. On the command line, the paths of saved pictures go to standard output, one a line, and
+decides. On the command line, the paths of saved pictures go to standard output, one per line, and
 everything else goes to standard error. `generate.py --help` lists the flags and exit codes.
 """
 
@@ -129,14 +129,14 @@ def warn(text: str, *values: object) -> None:
 
 
 class ImageGenError(Exception):
-    """Why there is no picture.
+    """The base class of all failures, which says why there is no picture.
 
     message            what happened
     hint               what to do next
     kind, exit_code    which failure it is: see EXIT_CODES
     billed             was money spent: "yes", "no" or "maybe"
     possible_cost_cny  what may have been spent at most, in CNY; None when the price is unknown
-    cost_cny           the part of that which was spent for certain
+    cost_cny           the part of that which was certainly spent
     retryable          may the same call succeed later?
     status             the HTTP status, if the gateway answered
     image_urls         links behind which a paid picture may still be found
@@ -186,7 +186,7 @@ class ImageGenError(Exception):
         self.cost_cny: float | None = 0.0
         self.possible_cost_cny: float | None = 0.0
         # Between the parts of this program:
-        self.bill = ""  # both in words, once a call was sent
+        self.bill = ""  # billed and the cost in words, once a call was sent
         self.usage: JsonObject = {}  # the tokens that the gateway reports
         self.timed_out = False  # the references get smaller before the next attempt
         self.partial = b""  # what arrived of a picture
@@ -212,7 +212,7 @@ class ImageGenError(Exception):
 
 
 class InternalError(ImageGenError):
-    """a bug; the traceback is on stderr"""
+    """a bug; report it with its traceback"""
 
     kind = "internal"
 
@@ -244,7 +244,7 @@ class QuotaError(ImageGenError):
 
 
 class UnavailableError(ImageGenError):
-    """the connection failed, timed out or broke off, or 5xx, after all attempts"""
+    """no connection, a timeout, a broken answer or a 5xx, after all attempts"""
 
     kind, exit_code, retryable = "unavailable", 6, True
     hint = "Before you try again, consider that this may have been billed."
@@ -284,10 +284,10 @@ class BudgetError(ImageGenError):
 
 
 class Interrupted(ImageGenError):
-    """Ctrl-C or SIGTERM; nothing half-written is left"""
+    """Ctrl-C or SIGTERM; no half-written file is left"""
 
     kind, exit_code = "interrupted", 130
-    hint = "Nothing half-written is left."
+    hint = "No half-written file is left."
 
 
 EXIT_CODES = tuple(
@@ -297,7 +297,7 @@ EXIT_CODES = tuple(
 
 
 class PictureError(ValueError):
-    """Why bytes are no picture that can be used; the hint is empty when converting them helps."""
+    """Bytes are not a usable picture; the hint is empty when converting them helps."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -305,7 +305,7 @@ class PictureError(ValueError):
 
 
 class LinkError(Exception):
-    """Why a link gave nothing; `is_temporary` when the same link may work later."""
+    """A link could not be fetched; `is_temporary` when the same link may work later."""
 
     def __init__(self, message: str, is_temporary: bool = True) -> None:
         super().__init__(message)
@@ -313,11 +313,11 @@ class LinkError(Exception):
 
 
 class LedgerError(Exception):
-    """Why the ledger cannot be used."""
+    """The ledger cannot be used, for the reason given."""
 
 
 def reason(error: BaseException) -> str:
-    """An exception's own words, without the path that OSError puts behind them."""
+    """An exception's own words, without the path that OSError appends."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
@@ -351,7 +351,7 @@ class Model(NamedTuple):
 
 
 class Price(NamedTuple):
-    """What a model's picture costs, in CNY; without token prices these decide nothing."""
+    """What a model's picture costs, in CNY; without token prices, tokens are not counted."""
 
     picture: float | None = None
     tokens: tuple[float, float] | None = None  # 1,000 input tokens, 1,000 output tokens
@@ -385,7 +385,7 @@ class Args(NamedTuple):
     proxy: str | None = None
     stream: bool = False
     is_shaped: bool = False  # the caller chose a ratio, a size or pixels to fit
-    labels: Mapping[str, str] = {}  # what the caller knows a field by, where that differs
+    labels: Mapping[str, str] = {}  # the caller's name for a field, where that differs
 
     def label(self, field: str) -> str:
         return self.labels.get(field, field)
@@ -457,7 +457,7 @@ class Place(NamedTuple):
 
     path: str
     is_default: bool  # the name is the program's own: it gets a number when it is taken
-    format: str  # Pillow's name, "" for whatever comes
+    format: str  # Pillow's name, "" for whatever arrives
 
 
 def total_tokens(usage: Mapping[str, Any]) -> int | None:
@@ -472,13 +472,13 @@ class Generation:
     images             every picture's encoded bytes; with `fit`, the fitted ones
     paths              where they were saved; empty for generate_openai and generate_gemini
     originals          paths of what the gateway sent, where `fit` changed it; None for the others
-    usage              what the gateway says of tokens, {} if nothing
-    tokens             their total, None if the gateway does not tell
+    usage              the tokens that the gateway reports, {} if none
+    tokens             their total, None if the gateway does not report it
     cost_cny           what the call cost in CNY, all pictures together; None without a price
-    possible_cost_cny  the same at most: with attempts that failed, and by the tokens used
+    possible_cost_cny  the most it may have cost, counting failed attempts and the tokens used
     elapsed_s          seconds, from preparing the references to the last saved byte
     attempts           how many requests were sent
-    warnings           what the call warned of, one sentence each
+    warnings           the warnings of the call, one sentence each
     pictures           the images with what is known of each: data, format and size in pixels
     model              the model that made them
     endpoint           which of the gateway's endpoints answered
@@ -625,7 +625,7 @@ MENDED_BIG_TIFF = b"MM+\0"
 LOSSLESS_FORMATS = ("PNG", "GIF", "BMP", "TIFF")
 GZIP_START = b"\x1f\x8b"
 SENT_FORMATS = ("PNG", "JPEG", "WEBP")
-EXTENSIONS = {".png": "PNG", ".jpeg": "JPEG", ".jpg": "JPEG"}  # those that need no look into Pillow
+EXTENSIONS = {".png": "PNG", ".jpeg": "JPEG", ".jpg": "JPEG"}  # known without Pillow
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {  # of the formats that lose something
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 95},
@@ -758,10 +758,9 @@ MEANINGS = (
     Meaning(
         RefusedError,
         codes=r"moderation_(block|fail|flag|refus)|moderated|(\b|_)moderation\b"
-        r"|content_?(policy|filter(?!_(error|timeout)))"
-        r"|policy_violation|sensitive_(word|content)|prompt_?block|block_?list|data_inspection_failed"
-        r"|risk_detection|unsafe|nsfw|safety\b|safety_violation|prohibited_content|recitation|\bspii\b"
-        r"|censorship|ip_?infringement",
+        r"|content_?(policy|filter(?!_(error|timeout)))|policy_violation|sensitive_(word|content)"
+        r"|prompt_?block|block_?list|data_inspection_failed|risk_detection|unsafe|nsfw|safety\b"
+        r"|safety_violation|prohibited_content|recitation|\bspii\b|censorship|ip_?infringement",
         phrases=r"(by|of) (the|our) safety system|content management policy|contentpolicyviolation"
         r"|sensitive words detected|(input|prompt|request|image|content) (was|is|has been) flagged"
         r"|flagged by a|output was flagged|material flagged|rejected by content moderation"
@@ -837,7 +836,7 @@ MEANINGS = (
     Meaning(RejectedError),
 )
 REFUSAL = next(row for row in MEANINGS if row.error is RefusedError)
-# Where a gateway speaks of itself: error.*, *.error.*, base_resp.* (MiniMax), output.* (DashScope),
+# Where a gateway's own words are: error.*, *.error.*, base_resp.* (MiniMax), output.* (DashScope),
 # header.* (iFlytek), and what stands at the top.
 GATEWAYS_PLACE = r"(?i)(?!content$)((\w+\.)?error|((base_resp|output|header)\.)?\w+$)"
 QUOTED = r"(?<!\w)'[\w.-]*'(?!\w)"  # Unknown parameter: 'thinking_budget_tokens'.
@@ -853,9 +852,9 @@ class Fault(NamedTuple):
         return self.words
 
 
-TIME_IS_OVER = Fault("the time allowed is over")
+TIME_IS_OVER = Fault("the time limit was reached")
 TOO_LONG = Fault("it is too long", is_temporary=False)
-BROKE_OFF = Fault("the connection broke off")
+BROKE_OFF = Fault("the connection was lost")
 # Exceptions of the wire, by their names and texts, which may quote headers and are never shown.
 WIRE_FAULTS = (
     (r"InvalidURL|LocationParse|IPv6 URL", Fault("its address is malformed", is_temporary=False)),
@@ -880,7 +879,7 @@ WIRE_FAULTS = (
     (r"timed? ?out", TIME_IS_OVER),
     (r"decompress", Fault("its compression is broken")),
     (r"refused", Fault("connection refused")),
-    (r"unreachable|no route", Fault("the network has no way to it")),
+    (r"unreachable|no route", Fault("there is no route to it")),
     (r"reset|broken pipe|closed|incomplete|disconnected|remote end", BROKE_OFF),
 )
 
@@ -920,7 +919,7 @@ SHOWN_LINK = (
 OTHER_SCHEME = r"(?i)(?!https?:)[a-z][\w+.-]*:"  # data:, file:, javascript:
 BARE_LINK = r"(?i)https?://(?:\[[\da-f:.]+\])?(?:\([^\s()]*\)|[^\s\"'<>()\]`、。，；：！？）】」])+"
 # What may stand under one of LINK_KEYS: an address that has blanks and quotes in it, or a scheme
-# that is only told, such as gs:// (Vertex); a path; a file's name.
+# that is reported but never fetched, such as gs:// (Vertex); a path; a file's name.
 ADDRESS = (
     r"(?i)\w+://[^\s<>]+(?: (?!https?:)[^\s<>]+)*|/\S+"
     r"|[^\s:]*\.(png|jpe?g|webp|gif|avif)\b[^\s:]*"
@@ -930,11 +929,11 @@ PICTURE_NAME = r"(?i)\.(png|jpe?g|webp|gif|avif)\b"
 PICTURE_LABEL = r"(?i)(image|picture|photo|download|图|下载)[^][\n]{0,20}\]?[(:：]?\s*<?$"
 # ![avatar](…), ![logo](…): a service's own, below the picture
 AVATAR = r"(?i)avatar|favicon|emoji|\b(logo|icon|badge|banner|qr(code)?)\b"
-# error_msg (Baidu), finishMessage (Google), task_status_msg (Kling); mere text has no key.
+# error_msg (Baidu), finishMessage (Google), task_status_msg (Kling); a bare string has no key.
 MESSAGE_KEYS = r"|\w*(message|msg)"
 UNLIKELY = 3  # the rank of a link that only stands in prose
 # "I'm sorry, but I can't create images of real people." (OpenAI); "抱歉，我无法生成这张图片。"
-# Not so: "I can't draw real logos, but here is a generic one: ![image](…)"
+# Not a refusal: "I can't draw real logos, but here is a generic one: ![image](…)"
 REFUSAL_OPENING = (
     r"(?i)(?!.{0,200}\bhere(['’]s| is| are)\b)"
     r"((i['’]?m (very |really |so )?(sorry|afraid)|sorry|unfortunately|i apologi[sz]e)"
@@ -946,7 +945,7 @@ REFUSAL_OPENING = (
     r"|我?(暂时)?(无法|不能|没办法)[^。！\n]{0,6}(生|创|绘|画|制|提|协|帮|处|满|完成|编辑)"
 )
 NO_REASON = r"(?i)false|none|\w*unspecified"  # BLOCK_REASON_UNSPECIFIED (Google)
-# An id belongs to work that has only begun when the answer also says so: Midjourney's proxies.
+# A bare id is that of unfinished work only if the answer says so, too (Midjourney's proxies).
 STATE_KEYS = r"(?i)\w*(status|state)"
 FAILED = r"(?i)fail|error|cancel"
 UNFINISHED = r"(?i)queue|pending|process|submit|in_?progress|running|created|waiting|start"
@@ -981,7 +980,7 @@ Once configured, re-run the original request."""  # noqa: E501
 # --- Secrecy ---
 
 
-ESCAPED = r"(?i)(?:%(?:25)*|\\+u00)([2-7][0-9a-f])"  # a letter, in a URL or in JSON
+ESCAPED = r"(?i)(?:%(?:25)*|\\+u00)([2-7][0-9a-f])"  # an escaped character, in a URL or in JSON
 
 
 class Key(str):
@@ -997,7 +996,7 @@ def mask_key(key: str) -> str:
 
 
 def is_secret(key: str) -> bool:
-    """A key of up to 7 letters, such as LiteLLM's "test", may be a word of any path or link."""
+    """Whether a key is too long to occur by chance in a path or link, as LiteLLM's "test" may."""
     return len(key) > 7
 
 
@@ -1015,7 +1014,7 @@ def spellings(key: str) -> Iterator[str]:
 
 @functools.lru_cache(maxsize=16)
 def pieces_of(key: str) -> set[str]:
-    """Every 12 letters in a row of a key's spellings, in lower case."""
+    """Every run of 12 characters in a key's spellings, in lower case."""
     pieces = set()
     for spelling in spellings(key):
         for start in range(max(1, len(spelling) - 11)):
@@ -1025,7 +1024,7 @@ def pieces_of(key: str) -> set[str]:
 
 
 def redact(text: str, keys: Iterable[str]) -> str:
-    """A gateway's text without the keys: no 12 letters in a row of any spelling are left.
+    """A gateway's text without the keys: no 12 characters in a row of any spelling are left.
 
     A short key is taken out where it stands alone, so that links stay whole.
     """
@@ -1054,8 +1053,8 @@ def redact_long(text: str, key: str) -> str:
 def redact_tree(tree: Any, keys: Sequence[str], depth: int = MAX_DEPTH) -> Any:
     """A gateway's JSON without the keys, as deep as it is looked at.
 
-    This is the one door for what a gateway says. A text that is as long as a picture is only
-    searched at its ends, which is all that is ever told or looked for links.
+    Everything that a gateway says passes through here. In a text as long as a picture, only the
+    ends are cleaned, since nothing else of it is ever shown or searched for links.
     """
     if isinstance(tree, str) and len(tree) <= 20_000:
         return redact(tree, keys)
@@ -1078,7 +1077,7 @@ def redact_tree(tree: Any, keys: Sequence[str], depth: int = MAX_DEPTH) -> Any:
 
 
 def redact_whole(text: str, keys: Iterable[str]) -> str:
-    """The last guard of everything that leaves the program: whole keys are blotted out."""
+    """Replace whole keys in a text that leaves the program, as a last safeguard."""
     for key in filter(is_secret, keys):
         as_json = json.dumps(key)[1:-1]
         text = text.replace(key, "[key]").replace(as_json, "[key]")
@@ -1236,7 +1235,7 @@ def load_budget() -> float | None:
 
 
 def load_prices() -> dict[str, float]:
-    """One's own prices by plain model name, in CNY a picture; raises ConfigError."""
+    """The user's own prices by plain model name, in CNY per picture; raises ConfigError."""
     text = read_source(PRICES_VARIABLE)
     prices = {}
     for item in filter(str.strip, text.split(",")):
@@ -1301,7 +1300,7 @@ def find_model(name: str, family: str | None = None, family_flag: str = "family"
 
 
 def suggest_model(plain: str, family_flag: str) -> str:
-    """A hint for a model's name that cannot be placed."""
+    """A hint for a model's name that is not recognised."""
     names = [row.name for row in CATALOGUE]
     near = nearest(plain, names)
     question = f"Did you mean {near}? " if near else ""
@@ -1326,7 +1325,7 @@ def model_family(model: str) -> str:
 
 
 def price_of(model: str) -> Price:
-    """What a picture of a model costs: by one's own prices, else by the catalogue."""
+    """What a picture of a model costs: by the user's own prices, else by the catalogue."""
     plain = plain_name(model)
     own = load_prices().get(plain)
     if own is not None:
@@ -1338,7 +1337,7 @@ def price_of(model: str) -> Price:
 
 
 def pixels_of(size: str | None) -> Size:
-    """1080x1350 -> (1080, 1350); (0, 0) for anything else."""
+    """Read a size in pixels: 1080x1350 -> (1080, 1350); (0, 0) for anything else."""
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", str(size), re.A)
     if not match:
         return 0, 0
@@ -1362,7 +1361,7 @@ def nearest_ratio(size: Size) -> str:
 
 
 def is_other_shape(width: int, height: int, asked: str | None) -> bool:
-    """Whether a picture has another shape than a ratio or size; auto, say, has none."""
+    """Whether a picture has another shape than a ratio or size; "auto" has no shape."""
     if not re.fullmatch(r"[\d.]+[x:]\d+", asked or ""):
         return False
     return part_cut(width / height, shape_of(str(asked))) > RATIO_TOLERANCE
@@ -1422,10 +1421,10 @@ def check_size(model: Model, size: str) -> str:
 
 
 def size_for_fit(model: Model, width: int, height: int) -> str:
-    """The size to ask an openai model for, so that little is lost when it is cut to these pixels.
+    """The size to ask an openai model for, so that little is lost in cropping to these pixels.
 
-    Where the model takes any: the least area that covers the wish and of which at most MAX_FIT_CUT
-    is cut; if none covers it, the largest at the nearest shape. 1080x1350 -> 1088x1360
+    If the model takes any size, it is the smallest that covers these pixels and loses at most
+    MAX_FIT_CUT; if none covers them, it is the largest of the nearest shape. 1080x1350 -> 1088x1360
     """
     wanted = width / height
     if "WxH" not in model.sizes:
@@ -1457,7 +1456,7 @@ def check_texts(args: Args) -> None:
     for what, (text, hint) in texts.items():
         if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):
             raise UsageError(
-                f"The {what} {text!a:.40} is not a text in UTF-8.",
+                f"The {what} {text!a:.40} is not UTF-8 text.",
                 hint,
             )
         if not text.strip():
@@ -1566,7 +1565,7 @@ def check_request(args: Args) -> None:
     for name in args.params:
         if name in ARGUMENT_OF_PARAM:
             raise UsageError(
-                f"{params} cannot set the field {name!r}, which has a place of its own.",
+                f"{params} cannot set the field {name!r}, which has its own argument.",
                 f"Use {args.label(ARGUMENT_OF_PARAM[name])} instead.",
             )
     try:
@@ -1646,10 +1645,10 @@ def validate_args(args: Args) -> Args:
 
 
 def warn_of_cut(args: Args) -> None:
-    """Say beforehand that a picture of the shape that is asked for cannot fit without a cut."""
+    """Warn that a picture of the requested shape cannot fit without cropping."""
     asked = args.size or args.aspect_ratio
     if args.fit and is_other_shape(*pixels_of(args.fit), asked):
-        text = "%s %s has another shape than %s: a part of the picture will be cut away"
+        text = "%s %s differs in shape from %s: part of the picture will be cropped"
         warn(text, args.label("fit"), args.fit, asked)
 
 
@@ -1657,7 +1656,7 @@ def shape_for_openai(args: Args, model: Model) -> Args:
     """Fill in the size that the model is asked for."""
     if args.size and args.aspect_ratio:
         size, ratio = args.label("size"), args.label("aspect_ratio")
-        warn("%s %s wins over %s %s", size, args.size, ratio, args.aspect_ratio)
+        warn("%s %s overrides %s %s", size, args.size, ratio, args.aspect_ratio)
         args = args._replace(aspect_ratio=None)
     warn_of_cut(args)
     if args.fit and not args.aspect_ratio and args.size is None:
@@ -1737,7 +1736,7 @@ def build_form(
     references: Sequence[Reference],
     mask: Reference | None,
 ) -> Call:
-    """A request as a form, which can hold files; what is no text in it is JSON."""
+    """A request as a form, which can hold files; values that are not text become JSON."""
     texts = {}
     for name, value in fields.items():
         texts[name] = value if isinstance(value, str) else json.dumps(value)
@@ -1765,7 +1764,7 @@ def sniff_format(data: bytes | bytearray) -> str | None:
 
 
 def register_heif() -> None:
-    """Teach Pillow to read HEIC, what phones make; raises PictureError without pillow-heif."""
+    """Let Pillow read HEIC, which phones make; raises PictureError without pillow-heif."""
     import importlib
     import importlib.util
     import shlex
@@ -1784,7 +1783,7 @@ def register_heif() -> None:
 
 
 def mend_big_tiff(data: bytes) -> bytes:
-    """A big-endian BigTIFF as Pillow reads it: it looks for the mark in the third byte only."""
+    """Patch a big-endian BigTIFF for Pillow, which looks for the mark only in the third byte."""
     from PIL import TiffImagePlugin
 
     if MENDED_BIG_TIFF not in TiffImagePlugin.PREFIXES:
@@ -1793,12 +1792,12 @@ def mend_big_tiff(data: bytes) -> bytes:
 
 
 def mend_info(image: Any, data: bytes) -> None:
-    """Correct what Pillow says of some pictures."""
+    """Correct what Pillow reports about some pictures."""
     from PIL import Image
 
     colour = image.info.get("transparency")
     if image.format == "PNG" and colour is not None:
-        # Pillow makes 8 bits of the 2, 4 or 16 of a sample, but not of the transparent colour.
+        # Pillow converts samples of 2, 4 or 16 bits to 8, but not the transparent colour.
         depth = data[24]
         if isinstance(colour, tuple) and depth == 16:
             image.info["transparency"] = tuple(sample >> 8 for sample in colour)
@@ -1842,7 +1841,7 @@ def decoding(data: bytes) -> Iterator[Any]:
 def load(image: Any, share: float) -> None:
     """Decode a picture; a large JPEG only as far as this share of its width and height.
 
-    It comes before getexif, which may hide that a picture is damaged.
+    Call it before getexif, which may hide that a picture is damaged.
     """
     width, height = image.size
     image.draft(None, (math.ceil(width * share), math.ceil(height * share)))
@@ -1850,7 +1849,7 @@ def load(image: Any, share: float) -> None:
 
 
 def orientation_of(image: Any) -> int:
-    """EXIF's orientation, 1 to 8; from 5 on the picture is seen with its sides swapped."""
+    """EXIF's orientation, 1 to 8; from 5 on, width and height are swapped."""
     with contextlib.suppress(Exception):  # a picture with broken EXIF is a good picture
         return int(image.getexif().get(ORIENTATION, 1))
     return 1
@@ -1880,7 +1879,7 @@ def has_transparency(image: Any) -> bool:
 
 
 def reduce_depth(image: Any) -> Any:
-    """8 bits a sample, of pictures that have 16 or 32 bits of grey, which convert() would clip."""
+    """Reduce grey pictures of 16 or 32 bits to 8 bits a sample; convert() would clip them."""
     from PIL import ImageChops
 
     transparent = image.info.pop("transparency", None)
@@ -1916,7 +1915,7 @@ def to_srgb(image: Any, mode: str) -> Any:
 def standardise(image: Any, edge_px: int | None = None) -> Any:
     """The image upright, in sRGB, without metadata, and at most edge_px on its longer side.
 
-    out: RGBA when any of it is transparent, else RGB
+    returns: RGBA when any of it is transparent, else RGB
     """
     from PIL import Image, ImageOps
 
@@ -1966,7 +1965,7 @@ def shrink(data: bytes, max_dim: int, max_bytes: int = REFERENCE_LIMIT_BYTES) ->
 
 
 def may_fit_as_png(image: Any, max_bytes: int) -> bool:
-    """A guess from every fourth row: to encode a photograph as PNG is slow, and it rarely fits."""
+    """Guess from every fourth row, since encoding a photograph as PNG is slow and rarely fits."""
     from PIL import Image
 
     rows = image.resize((image.width, math.ceil(image.height / 4)), Image.Resampling.NEAREST)
@@ -1974,7 +1973,7 @@ def may_fit_as_png(image: Any, max_bytes: int) -> bool:
 
 
 def compress(image: Any, max_bytes: int, is_lossless: bool) -> tuple[bytes, str]:
-    """The image as a file of at most so many bytes, and its format; it may get smaller for that."""
+    """The image as a file of at most so many bytes, and its format; scaled down if need be."""
     lossy = "JPEG" if image.mode == "RGB" else "WEBP"
     options = {"subsampling": 0} if lossy == "JPEG" else {}  # 4:2:0 turns thin red lines grey
     while True:  # less and less quality, then fewer and fewer pixels
@@ -2000,7 +1999,7 @@ def name_of(source: ReferenceLike) -> str:
 
 @contextlib.contextmanager
 def bytes_of(source: ReferenceLike, what: str, hint: str) -> Iterator[bytes]:
-    """The bytes of a caller's picture; what is wrong with them is a UsageError that names it."""
+    """The bytes of a caller's picture; any fault becomes a UsageError that names the picture."""
     raise_if_interrupted()
     try:
         yield source if isinstance(source, bytes) else read_file(source)
@@ -2028,8 +2027,8 @@ def maybe_resize(
     """Read a reference picture as the gateways take it, from a path or from bytes.
 
     It is upright, at most max_dim pixels on its longer side and max_bytes large, and PNG, JPEG or
-    WebP. A file that is all this already goes out byte for byte. Any other is remade in memory
-    from its first frame, in sRGB: as PNG when it is lossless or transparent and that fits, else as
+    WebP. A file that is all this already goes out byte for byte. Any other is re-encoded in memory
+    from its first frame, in sRGB: as PNG if it is lossless or transparent and that fits, else as
     JPEG or, with transparency, WebP. It is never enlarged. 4000x3000 -> 1024x768
     raises: UsageError naming the file
     """
@@ -2079,9 +2078,9 @@ def remade(image: Any, name: str) -> Picture:
 
 
 def fitted(picture: Picture, width: int, height: int, name: str) -> Picture:
-    """The picture scaled to cover these pixels and cut at its centre, in the named format.
+    """The picture scaled to cover these pixels and cropped around its centre, in the named format.
 
-    One that has these pixels already is only brought into that format.
+    One that already has these pixels is only converted to that format.
     """
     with decoding(picture.data) as source:
         is_stored_upright = source.size == picture.size
@@ -2091,10 +2090,10 @@ def fitted(picture: Picture, width: int, height: int, name: str) -> Picture:
 
     across, down = picture.size
     if across < width or down < height:
-        warn("the picture of %dx%d had to be enlarged to %dx%d", across, down, width, height)
+        warn("the %dx%d picture had to be enlarged to %dx%d", across, down, width, height)
     cut = part_cut(across / down, width / height)
     if cut > RATIO_TOLERANCE:
-        warn("%.0f %% of the picture was cut away to make it %dx%d", 100 * cut, width, height)
+        warn("%.0f %% of the picture was cropped to make it %dx%d", 100 * cut, width, height)
     if not name:
         name = picture.format if picture.format in SENT_FORMATS else "PNG"
     with decoding(picture.data) as source:
@@ -2103,14 +2102,14 @@ def fitted(picture: Picture, width: int, height: int, name: str) -> Picture:
 
 
 def warn_of_shape(args: Args, references: Sequence[Reference]) -> None:
-    """Say before anything is paid that an edit would get another shape than its reference."""
+    """Warn, before anything is paid for, that an edit would not keep its reference's shape."""
     if args.is_shaped or not references or args.family != "openai":
         return  # gemini keeps the shape of what it edits
     size = references[0].full_size
     width, height = size
     if is_other_shape(width, height, args.size):
         flag = f"{args.label('aspect_ratio')} {nearest_ratio(size)}"
-        text = "the reference is %dx%d and the picture will be %s; to keep its shape add %s"
+        text = "the reference is %dx%d, but the picture will be %s; to match the reference, add %s"
         warn(text, width, height, args.size, flag)
 
 
@@ -2118,7 +2117,7 @@ def warn_of_shape(args: Args, references: Sequence[Reference]) -> None:
 
 
 class Inbox:
-    """What has arrived of an answer: its body, or of an event stream its events, one by one.
+    """Collects an answer as it arrives: its body, or the events of an event stream.
 
     A draft replaces the one before it, so that a long stream takes no more memory than a short one.
     Source: the WHATWG's HTML standard, section Server-sent events; an event counts as complete
@@ -2133,7 +2132,7 @@ class Inbox:
         self.is_stream: bool | None = None  # None until enough has arrived to tell
         self.is_finished = False  # a stream has said that its picture is complete
         self.is_over = False  # a stream has said that nothing more will come
-        self.has_failed = False  # a stream has told of an error
+        self.has_failed = False  # a stream has reported an error
         self._texts: list[str] = []  # the pieces of a chat's content
         self._event_name = ""
         self._data: list[bytes] = []
@@ -2141,7 +2140,7 @@ class Inbox:
     def feed(self, chunk: bytes) -> None:
         self.body += chunk
         if self.is_stream is None:
-            self.body = self.body.lstrip(b"\xef\xbb\xbf \t\r\n")  # a mark, and blanks as keep-alive
+            self.body = self.body.lstrip(b"\xef\xbb\xbf \t\r\n")  # a BOM, and blanks as keep-alive
             if len(self.body) < len("data:image/"):
                 return
             self._decide()
@@ -2188,7 +2187,7 @@ class Inbox:
             self.is_over = True
         elif field == b"data" or line.startswith(b"{"):  # some leave the field's name out
             self._data.append(value if field == b"data" else line)
-            if len(self._data) == 1:  # most events are one line, and some gateways end them so
+            if len(self._data) == 1:  # most events are one line, and some lack the blank line
                 self._take_data()
 
     def _end_event(self) -> None:
@@ -2267,7 +2266,7 @@ def is_final(event: JsonObject, kind: str) -> bool:
     """
     choices = [*list_in(event, "choices"), *list_in(event, "candidates")]
     reasons = [choice.get("finish_reason") or choice.get("finishReason") for choice in choices]
-    if event.get("error") or "error" in reasons:  # OpenRouter ends a broken stream so
+    if event.get("error") or "error" in reasons:  # this is how OpenRouter ends a broken stream
         return False
     has_ended = any(reasons) or re.search(FINAL_EVENT, kind) or event.get("status") == "succeeded"
     is_whole = list_in(event, "data") or any(choice.get("message") for choice in choices)
@@ -2300,7 +2299,7 @@ def walk(tree: Any, path: Route = ()) -> Iterator[tuple[Route, str]]:
 
 
 def texts_under(tree: Any, keys: str) -> list[str]:
-    """The texts whose own key matches, blank ones left out; the key of a mere text is ""."""
+    """The texts whose own key matches, blank ones left out; the key of a bare string is ""."""
     texts = []
     for path, text in walk(tree):
         key = str(path[-1]) if path else ""
@@ -2336,7 +2335,7 @@ def as_sentence(text: str) -> str:
 
 
 def decode_base64(text: str) -> bytes:
-    """Base64 of either alphabet, padded or not, in lines or not; b"" unless it begins a picture."""
+    """Base64 of either alphabet, padded or not, in lines or not; b"" if it is no picture."""
     from binascii import a2b_base64  # unlike b64decode it makes no copy of the text
     from urllib.parse import unquote
 
@@ -2378,9 +2377,9 @@ def find_candidates(tree: Any) -> Iterator[Candidate]:
 
 
 def find_links(path: Route, text: str) -> dict[str, int]:
-    """The links in a text, and by how much each is less likely than one that surely is a picture's.
+    """The links in a text, and how much less likely each is than one that surely is a picture's.
 
-    It may be all of the text, above all under a key such as url; else see `links_in_prose`.
+    A link may be the whole text, as under a key such as url; otherwise see `links_in_prose`.
     """
     text = text.strip()
     if re.search(ACTING_KEYS, keys_of(path)):
@@ -2393,7 +2392,7 @@ def find_links(path: Route, text: str) -> dict[str, int]:
 
 
 def links_in_prose(text: str) -> dict[str, int]:
-    """The links amid other words, with the same penalties.
+    """The links in running text, with penalties as in `find_links`.
 
     ![image](/media/a.png) -> 0    https://a.example/b.png -> 0    https://a.example -> UNLIKELY
     """
@@ -2414,7 +2413,7 @@ def links_in_prose(text: str) -> dict[str, int]:
 
 
 def penalty_of(words: str) -> int:
-    """![avatar](…) is likelier to be somebody's face than the result."""
+    """How much less likely a link is by the words around it: ![avatar](…) is hardly the result."""
     return 2 if re.search(AVATAR, words) else 0
 
 
@@ -2422,7 +2421,7 @@ def tidy_link(link: str) -> str:
     return link.rstrip(".,;:!?*").replace("&amp;", "&")
 
 
-# One way to read an answer: for every picture that was made its alternatives, best first.
+# One way to read an answer: for each picture that was made, its alternatives, best first.
 Reading = list[list[Candidate]]
 
 
@@ -2469,7 +2468,7 @@ Fetch = Callable[[Candidate], Picture]
 
 
 class Retrieval:
-    """What comes of looking for pictures in an answer.
+    """Retrieves the pictures of an answer, and notes what went wrong.
 
     echoes  the references as they were sent: a gateway that returns one has made nothing
     fetch   gets the picture behind a candidate's link; raises ResponseError
@@ -2561,9 +2560,9 @@ def read_answer(
         raise lost_picture_error(retrieval, tree)
     refusal = refusal_in(tree)
     if refusal:  # CONTENT_FILTERED (Stability) comes with a blurred picture
-        warn("the gateway says of its answer: %s", one_line(refusal))
+        warn("the gateway says about its answer: %s", one_line(refusal))
     if len(retrieval.pictures) < args.n:
-        warn("the gateway made %d of the %d pictures asked for", len(retrieval.pictures), args.n)
+        warn("the gateway made only %d of %d pictures", len(retrieval.pictures), args.n)
     if retrieval.faults:
         faults = as_sentence("; ".join(retrieval.faults))
         lost = " ".join([faults, *retrieval.links])
@@ -2601,7 +2600,7 @@ def state_of(tree: Any) -> str:
 
 
 def lost_picture_error(retrieval: Retrieval, tree: Any) -> ResponseError:
-    """The error of an answer whose picture is paid for and in nobody's hands."""
+    """The error for an answer whose picture is paid for but could not be retrieved."""
     what = "The gateway's picture"
     tasks = task_ids(tree)
     if tasks:
@@ -2634,7 +2633,7 @@ def find_usage(tree: Any) -> JsonObject:
 
 
 def refusal_in(tree: Any) -> str:
-    """The reason by which a model says that it refused, "" when it does not."""
+    """The reason that a model gives for refusing, "" when it gives none."""
     reasons = texts_under(tree, "refusal|block_?reason|rai_?filtered_?reason")
     reasons = [text for text in reasons if not re.fullmatch(NO_REASON, text)]
     # content_filter (OpenAI), IMAGE_SAFETY (Google), the status "Content Moderated" (BFL), failMsg
@@ -2654,7 +2653,7 @@ def opens_as_refusal(tree: Any) -> bool:
 
 
 def task_ids(tree: Any) -> list[str]:
-    """The ids by which a gateway names work that it has only begun, and that has not failed."""
+    """The ids of work that a gateway has begun but not finished, and that has not failed."""
     names = "(task|job|generation|prediction)_?id"
     states = " ".join(texts_under(tree, STATE_KEYS))
     if re.search(FAILED, states):
@@ -2665,12 +2664,12 @@ def task_ids(tree: Any) -> list[str]:
 
 
 def snake_case(words: str) -> str:
-    """InputImageSensitive -> input_image_sensitive"""
+    """Words in snake case: InputImageSensitive -> input_image_sensitive"""
     return re.sub("(?<=[a-z])(?=[A-Z])", "_", words).lower()
 
 
 def fits(row: Meaning, status: int, codes: str, sentence: str) -> bool:
-    """Whether an answer means this.
+    """Whether a row of MEANINGS fits an answer.
 
     A 5xx is never judged by its sentence, and only a gateway's own 500 and 503 by their codes.
     """
@@ -2685,7 +2684,7 @@ def fits(row: Meaning, status: int, codes: str, sentence: str) -> bool:
 
 
 def sentence_of(tree: Any) -> str:
-    """What a gateway says of an error, behind the field that it blames.
+    """What a gateway says about an error, preceded by the field that it blames.
 
     FastAPI's loc: body.n: too large    OpenAI's param, when the sentence does not name it
     """
@@ -2723,7 +2722,7 @@ def gateway_error(status: int, tree: Any) -> ImageGenError:
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float:
-    """The seconds that Retry-After or retry-after-ms asks for, at most 60; 0 without a wish."""
+    """The seconds that Retry-After or retry-after-ms asks for, at most 60; 0 if neither is set."""
     from email.utils import mktime_tz, parsedate_tz
 
     wish = headers.get("retry-after", "").strip()
@@ -2746,7 +2745,7 @@ def handle_http_error(
     body: Any,
     headers: Mapping[str, str] | None = None,
 ) -> NoReturn:
-    """Raise the ImageGenError of an answer whose status is no success.
+    """Raise the ImageGenError of an answer whose status is not a success.
 
     family  does not matter
     body    bytes, text or a JSON tree
@@ -2768,7 +2767,7 @@ def handle_http_error(
 
 
 def gateways_words(tree: Any) -> list[Any]:
-    """What the gateway says of itself, not the model's words nor other attempts' logs."""
+    """The gateway's own words, without the model's and without other attempts' logs."""
     said: list[Any] = []
     for path, text in walk(tree):
         if not path:
@@ -2796,14 +2795,14 @@ def classify_response_error(family: str, body: Any) -> NoReturn:
     error = stated_error(tree)
     found_links = [found.link for found in find_candidates(tree) if found.link]
     links = list(dict.fromkeys(found_links))  # each once
-    if isinstance(error, ResponseError):  # the gateway says nothing of an error
+    if isinstance(error, ResponseError):  # the gateway reports no error
         raise no_image_error(tree, links)
     error.image_urls = links
     raise error
 
 
 def no_image_error(tree: Any, links: Sequence[str]) -> ImageGenError:
-    """The error of an answer that speaks of no error and holds no picture either."""
+    """The error for an answer that reports no error but has no picture either."""
     refusal = refusal_in(tree)
     if refusal:
         return RefusedError(
@@ -2821,10 +2820,10 @@ def no_image_error(tree: Any, links: Sequence[str]) -> ImageGenError:
             billed="maybe",
         )
     for task in task_ids(tree):
-        what = f"The answer holds no image but the unfinished task {one_line(task)}"
+        what = f"The answer has no image, only the unfinished task {one_line(task)}"
         return ResponseError(
             as_sentence(what + quoted),
-            "Ask the gateway for the result of that task: only finished pictures are read here.",
+            "Ask the gateway for the result of that task: this program reads only finished ones.",
             image_urls=links,
         )
     hints = []
@@ -2859,7 +2858,7 @@ def read_draft(inbox: Inbox, candidates: Sequence[Candidate]) -> bytes:
 class Answer:
     """What has arrived of a server's answer; the thread that talks to the server fills it in.
 
-    Whoever waits for it may end it first. From then on nothing more is sent, nor taken in.
+    Whoever waits for it may end it first. From then on, nothing more is sent or received.
     """
 
     def __init__(self) -> None:
@@ -2896,9 +2895,9 @@ class Answer:
 
 
 class Body(io.BytesIO):
-    """A request's body that says when it is first read, which is when a connection stands.
+    """A request's body that notes when it is first read: the connection is then established.
 
-    A call of which nothing of this was read cannot have been billed, whatever went wrong.
+    If none of the body was read, the call cannot have been billed, whatever went wrong.
     """
 
     def __init__(self, data: bytes, answer: Answer) -> None:
@@ -2922,7 +2921,7 @@ class Request(NamedTuple):
 
 
 def open_session(proxy: str | None) -> Any:
-    """A requests session that heeds neither the environment's proxies nor .netrc."""
+    """A requests session that ignores the environment's proxies and .netrc."""
     import requests
 
     session = requests.Session()
@@ -2938,7 +2937,7 @@ def open_session(proxy: str | None) -> Any:
 
 
 def converse(request: Request, answer: Answer, time_s: float) -> None:
-    """Make a request and read its answer, as long as somebody waits for it."""
+    """Make a request and read its answer for as long as somebody waits for it."""
 
     def authorise(prepared: Any) -> Any:  # as an auth object, so that nothing can take its place
         if request.key:
@@ -2999,7 +2998,7 @@ def chunks_of(response: Any) -> Iterator[bytes]:
 def wire_fault(error: Exception) -> Fault:
     """What an exception of the wire means."""
     name = type(error).__name__
-    text = re.sub(r"host='[^']*'|url: \S+", "", f"{name} {error}")  # their words mean nothing
+    text = re.sub(r"host='[^']*'|url: \S+", "", f"{name} {error}")  # these may hold such words
     for pattern, fault in WIRE_FAULTS:
         if re.search(pattern, text, re.I):
             return fault
@@ -3007,9 +3006,9 @@ def wire_fault(error: Exception) -> Fault:
 
 
 def exchange(request: Request, deadline: float) -> Answer:
-    """Make a request and come back by the deadline (of time.monotonic()) with what arrived.
+    """Make a request and return what has arrived by the deadline (in time.monotonic()).
 
-    One thread talks to the server and is left behind when it is late, so that no silent, trickling
+    A thread talks to the server and is abandoned when it is late, so that no silent, trickling
     or endless server outlasts the deadline.
     raises: UnavailableError when not even a status arrived, Interrupted
     """
@@ -3062,7 +3061,7 @@ def no_answer_error(request: Request, answer: Answer) -> UnavailableError:
 
 
 def better_hint(error: ImageGenError, args: Args, target: Target) -> str:
-    """A hint that knows what was asked, and of whom."""
+    """The hint of an error, adapted to the call and the gateway."""
     stream = args.label("stream")
     names_stream = re.search(r"(?i)\bstream|partial_images|流式", error.message)
     if args.stream and isinstance(error, RejectedError) and names_stream:
@@ -3070,7 +3069,7 @@ def better_hint(error: ImageGenError, args: Args, target: Target) -> str:
     if error.status == 524 and not args.stream:
         return (
             "Before you pay again, consider that this may have been billed; then add "
-            f"{stream}: drafts that arrive in between keep a proxy from hanging up."
+            f"{stream}: drafts that arrive in the meantime keep the connection alive."
         )
     if error.timed_out and error.hint == UnavailableError.hint:
         return f"Allow more time with {args.label('timeout')}."
@@ -3083,7 +3082,7 @@ def better_hint(error: ImageGenError, args: Args, target: Target) -> str:
         if variables:
             return (
                 f"{error.hint} The base URL is on this machine: if it belongs to a stand-in "
-                f"gateway that has ended, type: unset {' '.join(variables)}"
+                f"gateway that is no longer running, type: unset {' '.join(variables)}"
             )
     return error.hint
 
@@ -3104,7 +3103,7 @@ def encode_call(call: Call) -> tuple[bytes | None, str | None]:
 
 
 def send(call: Call, target: Target, args: Args, deadline: float) -> Answer:
-    """Make a call; raises the ImageGenError of an answer that is no success, and of none."""
+    """Make a call; raises an ImageGenError if the answer is not a success or none came."""
     raise_if_interrupted()
     data, content_type = encode_call(call)
     limit_bytes = MAX_ANSWER_BYTES * max(args.n, 3)  # drafts come along
@@ -3137,11 +3136,11 @@ def check_address(request: Request, is_from_public: bool) -> bool:
 def resolve(request: Request) -> list[Any]:
     """The addresses of a link's host; raises LinkError.
 
-    With a proxy there may be none: a name that is unknown here is the proxy's to judge.
+    With a proxy there may be none: a name that is unknown here is left to the proxy.
     """
     import socket
 
-    from urllib3.util import parse_url  # what is connected to is read by it, too
+    from urllib3.util import parse_url  # requests parses the address with it, too
 
     try:
         host = str(parse_url(request.url).host).strip("[]")
@@ -3164,7 +3163,7 @@ def read_address(text: str) -> Any:
 
 
 def without_user(link: str) -> str:
-    """https://me:secret@h/x.png -> https://h/x.png"""
+    """A link without user and password: https://me:secret@h/x.png -> https://h/x.png"""
     return re.sub(r"^(\w+:)?//[^/@]*@", r"\1//", link)
 
 
@@ -3209,7 +3208,7 @@ def whole_body(answer: Answer, limit_bytes: int) -> bytes:
     if answer.fault == TOO_LONG:
         raise LinkError(f"it is larger than {limit_bytes} bytes", TOO_LONG.is_temporary)
     if answer.fault:
-        raise LinkError(f"its answer is not whole: {answer.fault}")
+        raise LinkError(f"its answer is incomplete: {answer.fault}")
     return bytes(answer.inbox.body)
 
 
@@ -3220,9 +3219,9 @@ def fetch(
     tries: int = FETCH_TRIES,
     is_reference: bool = False,
 ) -> bytes:
-    """The bytes behind a link, in several tries: they cost nothing. No key goes along.
+    """Fetch the bytes behind a link, in several tries, as they are free. No key is sent.
 
-    Of a reference, what will not pass by itself is not tried again; see `check_address`, too.
+    For a reference, only temporary faults are tried again; see also `check_address`.
     raises: LinkError, Interrupted
     """
     deadline = time.monotonic() + time_s
@@ -3414,7 +3413,7 @@ def claim_name(part: str, path: str) -> str:
 
 
 def numbered(path: str, number: int) -> str:
-    """The first picture has the name itself: cup.png, cup-2.png, cup-3.png."""
+    """The path of the n-th picture: cup.png, cup-2.png, cup-3.png."""
     if number == 1:
         return path
     stem, extension = os.path.splitext(path)
@@ -3468,13 +3467,13 @@ def keep_original(picture: Picture, path: str) -> Path | None:
         return Path(store(picture.data, beside, is_new=True))
     except OSError as error:
         kept = keep_elsewhere(picture.data)
-        text = "the original of %s could not be stored beside it: %s; it is kept %s"
-        warn(text, path, reason(error), f"at {kept}" if kept else "nowhere")
+        text = "the original of %s could not be stored beside it: %s; it is %s"
+        warn(text, path, reason(error), f"kept at {kept}" if kept else "lost")
         return Path(kept) if kept else None
 
 
 def save_all(made: Generation, place: Place, fit: str | None = None) -> None:
-    """Store a call's pictures, the second as -2 and so on, and note in it where they are.
+    """Store a call's pictures, the second as -2 and so on, and note their paths in it.
 
     raises: SaveError when one had to be kept elsewhere, ResponseError when one is too small
     """
@@ -3548,7 +3547,7 @@ COLUMNS = {
 }
 LIST_COLUMNS = ("reference_images", "paths", "originals", "image_urls")
 SCHEMA_VERSION = 1
-# All that is summed up, so that long prompts need not be read.
+# It covers all that is summed up, so that long prompts need not be read.
 INDEX = (
     "CREATE INDEX calls_by_start ON calls"
     " (started, model, kind, pictures, cost_cny, possible_cost_cny)"
@@ -3562,7 +3561,7 @@ PERIOD_SUMS = f"SELECT {SUMS}, count(*) - count(possible_cost_cny) AS unpriced F
 MODEL_SUMS = (
     f"SELECT model, {SUMS} FROM calls GROUP BY model ORDER BY possible_cost_cny DESC, model"
 )
-# What the calls of a day may have cost, and how much of it hangs on those that have not ended.
+# What the calls of a day may have cost, and how much of that is for calls that have not ended.
 SPENT = (
     "SELECT total(possible_cost_cny) AS cny,"
     " total(CASE WHEN kind = 'running' THEN possible_cost_cny END) AS open_cny FROM calls"
@@ -3587,7 +3586,7 @@ def utc_midnight(day: Any) -> str:
 
 
 def local_time(moment: str) -> str:
-    """A moment in UTC as a clock on the wall shows it: 2026-11-25 14:03:09."""
+    """A moment in UTC in local time: 2026-11-25 14:03:09."""
     from datetime import datetime
 
     return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S")
@@ -3602,7 +3601,7 @@ def create_private(path: str) -> None:
 
 
 def has_content(path: str) -> bool:
-    """Whether there is anything at the ledger's place; raises LedgerError when nobody can tell."""
+    """Whether there is anything at the ledger's place; raises LedgerError if that is unknown."""
     try:
         facts = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -3613,7 +3612,7 @@ def has_content(path: str) -> bool:
 
 
 def is_ledger_file(path: str) -> bool:
-    """Whether a file is empty or begins as SQLite's do; it takes a short text for an empty one."""
+    """Whether a file is empty or a SQLite database; SQLite takes a short text for an empty one."""
     if not os.path.isfile(path):
         return False
     with open(path, "rb") as file:
@@ -3626,7 +3625,7 @@ def open_ledger(path: str | None, to_write: bool = True) -> Iterator[sqlite3.Con
     """The database in one transaction, which is committed at the end unless an error ends it.
 
     Without a path it is an empty one in memory.
-    raises: LedgerError, whatever hinders it; a file that is no ledger stays as it is
+    raises: LedgerError, whatever goes wrong; a file that is not a ledger stays as it is
     """
     try:
         import sqlite3
@@ -3690,7 +3689,7 @@ class Entry:
     def reserve(self, spent: Cost, attempt_cny: float | None, number: int) -> None:
         """Note an attempt before it is sent; `spent` is what those before it may have cost.
 
-        raises: BudgetError when it does not fit into the day's budget, or nobody can tell
+        raises: BudgetError when it does not fit into the day's budget, or that cannot be checked
         """
         if self._budget is not None and attempt_cny is None:
             fault = f"The model has no price, and {BUDGET_VARIABLE} is set."
@@ -3717,7 +3716,7 @@ class Entry:
             self._complain(error)
 
     def close(self, outcome: Row) -> None:
-        """Note what came of the call; without a row, nothing was sent."""
+        """Record the outcome of the call; without a row, nothing was sent."""
         if self._path is None or self._row["id"] is None:
             return
         try:
@@ -3729,7 +3728,7 @@ class Entry:
     def _check_budget(
         self, connection: sqlite3.Connection, call_cny: float, attempt_cny: float
     ) -> None:
-        """Raise BudgetError when this call may cost more than the others leave of its day."""
+        """Raise BudgetError when this call may cost more than the others leave of the budget."""
         if self._budget is None:
             return
         from datetime import datetime, timedelta
@@ -3748,7 +3747,7 @@ class Entry:
             )
         raise BudgetError(
             f"The budget of {self._budget:.2f} CNY a day does not allow this attempt of up to "
-            f"{attempt_cny:.2f} CNY: up to {spent_cny:.2f} CNY is spent already{unfinished}.",
+            f"{attempt_cny:.2f} CNY: up to {spent_cny:.2f} CNY is already spent{unfinished}.",
             f"Wait until {tomorrow} 00:00; only the user should raise {BUDGET_VARIABLE}.",
         )
 
@@ -3762,7 +3761,7 @@ class Entry:
 
     def _complain(self, error: LedgerError) -> None:
         if self._budget is not None:
-            fault = f"The ledger cannot be used, so the budget cannot be kept: {error}."
+            fault = f"The ledger cannot be used, so the budget cannot be enforced: {error}."
             raise BudgetError(fault, f"Repair or remove it, or unset {BUDGET_VARIABLE}.") from None
         tell = warn if read_source(LEDGER_VARIABLE) else log.info
         tell("the call is not recorded in the ledger: %s", error)
@@ -3843,7 +3842,7 @@ def token_cost(price: Price, usage: Mapping[str, Any]) -> float:
 
 
 class Tally:
-    """What a call's attempts have come to so far: money, and parts of pictures."""
+    """Adds up a call's attempts so far: the money, and parts of pictures that arrived."""
 
     def __init__(self, price: Price, n: int) -> None:
         self.billed = "no"
@@ -3910,7 +3909,7 @@ class Tally:
         return f"may have been billed: up to {money(possible)}"
 
     def cost_text(self) -> str:
-        """about 1.00 CNY, possibly 2.00 with the attempt that failed"""
+        """The cost in words: about 1.00 CNY, possibly 2.00 with the attempt that failed"""
         certain, possible = self.total
         if certain is None or possible is None:
             return "price unknown"
@@ -3942,7 +3941,7 @@ class Tally:
 
 
 def money(amount: float) -> str:
-    """0.35 -> 0.35 CNY, 0.001 -> less than 0.01 CNY"""
+    """An amount in words: 0.35 -> 0.35 CNY, 0.001 -> less than 0.01 CNY"""
     if 0 < amount < 0.005:
         return "less than 0.01 CNY"
     return f"{amount:.2f} CNY"
@@ -4039,7 +4038,7 @@ def call_with_retries(
 
 
 def announce(args: Args, number: int, attempts: int) -> None:
-    """Say what is waited for; on a terminal that becomes the live line."""
+    """Log what the call waits for; on a terminal, this becomes the live line."""
     model = find_model(args.model or "", args.family)
     text = f"waiting for {model.name}, typically {model.typical}"
     if attempts > 1:
@@ -4073,7 +4072,7 @@ def call_once(
 
 
 def explained(error: ImageGenError, answer: Answer, tree: Any) -> ImageGenError:
-    """The error of an answer without a picture, in the light of how the answer ended."""
+    """The error of an answer without a picture, adapted to how the answer ended."""
     inbox = answer.inbox
     ended_early = bool(answer.fault) and not error.image_urls
     if inbox.is_stream:
@@ -4090,7 +4089,7 @@ def explained(error: ImageGenError, answer: Answer, tree: Any) -> ImageGenError:
 def broken_off_error(error: ImageGenError, answer: Answer) -> UnavailableError:
     """The error of an answer that ended before its picture was there."""
     inbox = answer.inbox
-    what = "The answer broke off"
+    what = "The answer was cut off"
     if inbox.is_stream:
         what = "The stream ended without its final picture"
     if inbox.has_failed:
@@ -4156,7 +4155,7 @@ def run(args: Args, target: Target, save: bool) -> Generation:
             tell_gateway(target)
         if isinstance(failure, InternalError):
             raise failure from error
-        raise  # Ctrl-C in a library as itself
+        raise  # in a library, Ctrl-C stays a KeyboardInterrupt
     finally:
         made.attempts = tally.attempts
         made.elapsed_s = round(time.monotonic() - started, 3)
@@ -4167,7 +4166,7 @@ def run(args: Args, target: Target, save: bool) -> Generation:
 
 
 def as_known(error: BaseException) -> ImageGenError:
-    """Any exception as one of the program's own, a bug's and Ctrl-C's included."""
+    """Any exception as an ImageGenError, bugs and Ctrl-C included."""
     if isinstance(error, ImageGenError):
         return error
     if not isinstance(error, Exception):
@@ -4230,13 +4229,13 @@ def report(made: Generation, args: Args, target: Target, tally: Tally) -> None:
 
 
 def tell_gateway(target: Target) -> None:
-    """Say whose account was asked."""
+    """Log which gateway was called, and where its URL and key came from."""
     text = "gateway %s (URL: %s, key: %s)"
     log.info(text, target.url, target.url_source, target.key_source)
 
 
 def warn_of_other_shape(path: Path, width: int, height: int, args: Args) -> None:
-    """Say that a saved picture has not the shape that was asked for."""
+    """Warn if a saved picture does not have the shape that was asked for."""
     asked = args.aspect_ratio or args.size
     if not args.fit and is_other_shape(width, height, asked):
         warn("%s is %dx%d, not the shape %s", path, width, height, asked)
@@ -4292,7 +4291,7 @@ def generate(
     api_key: str | None = None,
     base_url: str | None = None,
 ) -> Generation:
-    """Make a picture, or n of them, and save it; returns all that is known of the call.
+    """Make a picture, or n of them, and save it; returns a Generation with the details.
 
     prompt            what the picture shows, at most 4000 characters
     model             its name decides the family; None is the use case's, else DEFAULT_MODEL
@@ -4300,15 +4299,15 @@ def generate(
     negative_prompt   what to avoid
     reference_images  paths, http(s) links or the bytes of pictures to work from
     output_path       a file, which is replaced, or a folder; None is ./output-<time>.<extension>
-    family            "openai" or "gemini", only for a model's name that cannot be placed
+    family            "openai" or "gemini", only if the model's name is not recognised
     use_case          text-overlay photorealistic creative image-to-image cost-sensitive general
     fit               exact pixels of the saved picture, such as "1080x1350"
-    size              the pixels that an openai model is asked for; wins over aspect_ratio
+    size              the pixels that an openai model is asked for; overrides aspect_ratio
     n                 how many pictures, 1 to 10; openai models only
     mask              path of a PNG that is transparent where the first reference may change
     params            more fields for the request, such as {"quality": "high"}
     timeout           seconds that one attempt may take
-    attempts          how often an image-to-image call is sent at most, 1 to 5
+    attempts          how often an image-to-image call may be sent, 1 to 5
     proxy             such as "http://127.0.0.1:7890"; the environment's proxies are ignored
     stream            ask for drafts as the picture is made, so that proxies stay connected
     api_key           in place of the configured key
@@ -4350,15 +4349,15 @@ def generate_image(
     negative_prompt   what to avoid
     reference_images  paths, http(s) links or the bytes of pictures to work from
     output_path       a file, which is replaced, or a folder; None is ./output-<time>.<extension>
-    family            "openai" or "gemini", only for a model's name that cannot be placed
+    family            "openai" or "gemini", only if the model's name is not recognised
     use_case          text-overlay photorealistic creative image-to-image cost-sensitive general
     fit               exact pixels of the saved picture, such as "1080x1350"
-    size              the pixels that an openai model is asked for; wins over aspect_ratio
+    size              the pixels that an openai model is asked for; overrides aspect_ratio
     n                 how many pictures, 1 to 10; the others are saved as -2, -3 and so on
     mask              path of a PNG that is transparent where the first reference may change
     params            more fields for the request, such as {"quality": "high"}
     timeout           seconds that one attempt may take
-    attempts          how often an image-to-image call is sent at most, 1 to 5
+    attempts          how often an image-to-image call may be sent, 1 to 5
     proxy             such as "http://127.0.0.1:7890"; the environment's proxies are ignored
     stream            ask for drafts as the picture is made, so that proxies stay connected
     api_key           in place of the configured key
@@ -4401,7 +4400,7 @@ def generate_openai(
     mask             path of a PNG that is transparent where the first reference may change
     params           more fields for the request, such as {"quality": "high"}
     timeout          seconds that one attempt may take
-    attempts         how often an image-to-image call is sent at most, 1 to 5
+    attempts         how often an image-to-image call may be sent, 1 to 5
     proxy            such as "http://127.0.0.1:7890"; the environment's proxies are ignored
     stream           ask for drafts as the picture is made, so that proxies stay connected
 
@@ -4436,7 +4435,7 @@ def generate_gemini(
     negative_prompt  what to avoid
     params           more fields for the request
     timeout          seconds that one attempt may take
-    attempts         how often an image-to-image call is sent at most, 1 to 5
+    attempts         how often an image-to-image call may be sent, 1 to 5
     proxy            such as "http://127.0.0.1:7890"; the environment's proxies are ignored
     stream           ask for drafts as the picture is made, so that proxies stay connected
 
@@ -4511,7 +4510,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def numeral(text: str) -> Any:
-    """A number, or the text itself, for validation to name."""
+    """A number, or the text itself, for validation to report."""
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(text)
@@ -4533,14 +4532,14 @@ def read_param(text: str) -> tuple[str, Any]:
     if not name or not equals:
         raise UsageError(f"The parameter {text!r} is not KEY=VALUE.", "Write --param quality=high.")
     try:
-        # NaN, Python's own idea of JSON, is text.
+        # Python's json also reads NaN, which is not JSON: it stays text.
         return name, json.loads(value, parse_constant=str)
     except (ValueError, RecursionError):
         return name, value
 
 
 def build_parser() -> Parser:
-    codes = ["exit codes, kind, billed (was money spent?):"]
+    codes = ["exit code, kind, billed (was money spent?), meaning:"]
     for row in ((0, "saved", "yes", "the image is on disk"), *EXIT_CODES):
         codes.append("  {:>3}  {:<12} {:<6} {}".format(*row))
     parser = Parser(
@@ -4578,12 +4577,12 @@ def add_prompt_flags(parser: Parser) -> None:
     flag(
         "--family",
         metavar="{openai,gemini}",
-        help="only needed for a model's name that is not recognised",
+        help="needed only if the model's name is not recognised",
     )
     flag(
         "--use-case",
         metavar="NAME",
-        help=f"choose the model by what it is for: {', '.join(MODEL_BY_USE_CASE)}",
+        help=f"choose the model by use case: {', '.join(MODEL_BY_USE_CASE)}",
     )
 
 
@@ -4596,7 +4595,7 @@ def add_shape_flags(parser: Parser) -> None:
     flag(
         "--fit",
         metavar="WxH",
-        help="the saved picture has exactly these pixels; the original is kept beside it",
+        help="the exact pixels of the saved picture; the original is kept beside it",
     )
     flag(
         "--size",
@@ -4628,7 +4627,7 @@ def add_reference_flags(parser: Parser) -> None:
     flag(
         "--mask",
         metavar="PATH",
-        help="openai models: a PNG of the first reference's size, transparent where it may change",
+        help="openai models: a PNG of the first reference's size, transparent where it may paint",
     )
     flag(
         "--param",
@@ -4654,14 +4653,14 @@ def add_call_flags(parser: Parser) -> None:
         metavar="SECONDS",
         type=numeral,
         default=TIMEOUT_S,
-        help="for one attempt from start to end; default: %(default)g",
+        help="time limit for one attempt, from start to end; default: %(default)g",
     )
     flag(
         "--attempts",
         metavar="N",
         type=numeral,
         default=ATTEMPTS,
-        help="for calls with references, 1 to 5; others are sent once; default: %(default)s",
+        help="limit for calls with references, 1 to 5; others are sent once; default: %(default)s",
     )
     flag(
         "--proxy",
@@ -4676,9 +4675,9 @@ def add_call_flags(parser: Parser) -> None:
     flag(
         "--json",
         action="store_true",
-        help="exactly one JSON object on standard output, success or failure",
+        help="print exactly one JSON object on standard output, on success or failure",
     )
-    flag("--quiet", action="store_true", help="only warnings and errors on standard error")
+    flag("--quiet", action="store_true", help="print only warnings and errors on standard error")
 
 
 def add_other_flags(parser: Parser) -> None:
@@ -4717,12 +4716,12 @@ def read_args(options: argparse.Namespace) -> Args:
 
 
 def cell_text(cell: object) -> str:
-    """Money has two decimals."""
+    """A cell as text, money with two decimals."""
     return f"{cell:.2f}" if isinstance(cell, float) else str(cell)
 
 
 def aligned(rows: Sequence[Cells]) -> list[str]:
-    """Rows as a table; columns of numbers, as the last row tells, are aligned to the right."""
+    """Rows as a table; columns of numbers, judging by the last row, are aligned right."""
     columns = []
     for column in zip(*rows):
         texts = [cell_text(cell) for cell in column]
@@ -4895,7 +4894,7 @@ def act_costs(options: argparse.Namespace) -> Outcome:
     lines += ["", *aligned(sums)]
     unpriced = periods["all"]["unpriced"]
     if unpriced:
-        lines += ["", f"These sums leave out {unpriced} calls whose price is unknown."]
+        lines += ["", f"Calls of unknown price, which these sums leave out: {unpriced}."]
     return costs, lines
 
 
@@ -4916,7 +4915,7 @@ CHECK_TITLES = {
 
 
 def act_check(options: argparse.Namespace) -> Outcome:
-    """Ask GET /models, which is free, whether the gateway takes the key."""
+    """Ask the gateway with GET /models, which is free, whether it accepts the key."""
     target = load_target()
     require_packages()
     from importlib.metadata import version
@@ -4990,8 +4989,11 @@ def ask_for_models(target: Target, args: Args) -> list[str]:
 
 
 def model_names(tree: Any) -> list[str]:
-    """{"data": [{"id": …}]} (OpenAI), {"models": [{"name": …}]} (Google), or plain strings."""
-    items = tree  # Together's is a mere list
+    """The names in a gateway's list of models.
+
+    {"data": [{"id": …}]} (OpenAI), {"models": [{"name": …}]} (Google), or plain strings
+    """
+    items = tree  # Together's is a bare list
     if isinstance(tree, dict):
         items = tree.get("data", tree.get("models"))
     if not isinstance(items, list):
@@ -5005,7 +5007,7 @@ def model_names(tree: Any) -> list[str]:
 
 
 def image_models(names: Iterable[str]) -> list[dict[str, Any]]:
-    """Those that this program can place, with their prices."""
+    """The image models among a gateway's models, with their prices."""
     found = []
     for name in names:
         with contextlib.suppress(UsageError):
@@ -5015,7 +5017,7 @@ def image_models(names: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def budget_left() -> float | None:
-    """What the day's budget still allows, in CNY; None when there is none or nobody can tell."""
+    """What the day's budget still allows, in CNY; None when there is none or that is unknown."""
     budget = load_budget()
     path = ledger_path()
     if budget is None or path is None:
@@ -5038,7 +5040,7 @@ ACTIONS = {
 
 
 def put(stream: Any, text: str) -> None:
-    """Write, with escapes for what the stream cannot hold.
+    """Write a text, with escapes for what the stream cannot encode.
 
     A closed or broken stream is no reason to lose a picture.
     """
@@ -5107,10 +5109,10 @@ class Console(logging.Handler):
 
 
 class Command(threading.Thread):
-    """A command line at work, on a thread of its own, which no signal reaches.
+    """Runs a command line on a thread of its own, which no signal reaches.
 
     The main thread only waits for events and notes signals. KeyboardInterrupt around a plain join()
-    was tried: an interrupt may then come between any two steps, even amid the tidying up.
+    was tried: an interrupt may then come between any two steps, even during clean-up.
     """
 
     def __init__(self, argv: Sequence[str], console: Console) -> None:
@@ -5140,7 +5142,7 @@ class Command(threading.Thread):
                     action = other
             self.facts, self.lines = action(options)
             self.error = None
-        except SystemExit:  # --help and --version have spoken
+        except SystemExit:  # --help and --version have printed their text
             self.error = None
         except Exception as error:
             self.error = as_known(error)
@@ -5197,7 +5199,7 @@ SIGNALLED: list[bool] = []  # not empty once a signal came: noting it is all tha
 
 
 def prepare_process() -> None:
-    """What a script may do to its process and a library must not."""
+    """Set up the process, as a script may and a library must not."""
     if os.name == "posix" and isinstance(sys.stdout, io.TextIOWrapper):
         # A path goes out in the file system's own bytes.
         encoding = sys.getfilesystemencoding()
@@ -5209,7 +5211,7 @@ def prepare_process() -> None:
 
 
 def use_own_environment() -> None:
-    """Start again with the .venv that setup.sh made, when this Python lacks the packages."""
+    """Restart in the .venv that setup.sh made, when this Python lacks the packages."""
     venv = os.path.realpath(os.path.join(own_folder(), "../.venv"))
     python = os.path.join(venv, "Scripts/python.exe" if os.name == "nt" else "bin/python")
     if os.path.realpath(sys.prefix) == venv or not os.path.exists(python):
@@ -5226,4 +5228,4 @@ def use_own_environment() -> None:
 
 if __name__ == "__main__":
     prepare_process()
-    os._exit(main())  # at once: without what still unwinds, and before a late signal can spoil it
+    os._exit(main())  # at once: no thread is waited for, and no late signal changes the exit code

@@ -357,7 +357,7 @@ def test_several(gateway: Gateway, own: str, caplog: Any, n: int, items: str, na
     """Every picture paid for comes back, in order; a missing one and its link are spoken of."""
     made = ask("openai", gateway, f'{{"data": [{items}]}}', n=n, ref_images=[own], attempts=1)
     assert made.images == [PICTURES[name] for name in names.split()]
-    short = f"made {len(made.images)} of the {n} " in caplog.text
+    short = f"made only {len(made.images)} of {n} " in caplog.text
     assert short == (len(made.images) < n)
     assert (Shelf(gateway).gone in caplog.text) == ("$GONE" in items)
 

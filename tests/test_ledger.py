@@ -376,7 +376,7 @@ def test_costs(shop: Shop, monkeypatch: Any) -> None:
     assert told["calls"][0]["paths"] == [os.path.abspath("cup.png")]
     *lines, _, unpriced = shop.run("--costs").out.splitlines()
     assert [line.split()[-4:] for line in lines[-4:]] == [["11", "13", "10.05", "10.05"]] * 4
-    assert len({len(line) for line in lines[-8:]}) == 1 and "1 call" in unpriced
+    assert len({len(line) for line in lines[-8:]}) == 1 and unpriced.endswith(": 1.")
     assert [line.split()[3] for line in lines[3:13]] == ["saved"] * 10
 
 
@@ -447,7 +447,7 @@ def test_interrupt_before_the_next_attempt(
 def test_message_of_the_budget_counts_the_call_s_own_attempts(shop: Shop, monkeypatch: Any) -> None:
     monkeypatch.setenv(BUDGET, "2.5")
     told = shop.buy(LATE, LATE, references=1).err
-    assert "2.50 CNY a day" in told and "up to 1.00 CNY: up to 2.00 CNY is spent already." in told
+    assert "2.50 CNY a day" in told and "up to 1.00 CNY: up to 2.00 CNY is already spent." in told
 
 
 @pytest.mark.parametrize("budget, is_enough", [("1.5", False), ("2", True)])

@@ -149,15 +149,15 @@ WORDS = {  # what is said, and what a system, Python or urllib3 says of it, befo
         CertificateError: hostname 'a' doesn't match 'b'""",
     "PySocks": "Missing dependencies for SOCKS support.",
     "the proxy cannot be reached": "Cannot connect to proxy.",
-    "the time allowed is over": """
+    "the time limit was reached": """
         Read timed out. (read timeout=30)
         ConnectTimeoutError""",
     "compression is broken": "Error -3 while decompressing data: incorrect header check",
     "connection refused": f"{UNREACHED}: [Errno 111] Connection refused",
-    "the network has no way to it": """
+    "there is no route to it": """
         [Errno 101] Network is unreachable
         [Errno 113] No route to host""",
-    "the connection broke off": """
+    "the connection was lost": """
         EOF occurred in violation of protocol (_ssl.c:1006)
         [SSL: UNEXPECTED_EOF_WHILE_READING] unexpected eof while reading (_ssl.c:1006)
         SSLZeroReturnError(6, 'TLS/SSL connection has been closed (EOF)')
@@ -191,7 +191,7 @@ def test_tls_server_that_hangs_up(ask: Asker, reference: Path) -> None:
     with server(lambda connection: connection.recv(4096)) as origin:
         ask.at(origin.replace("http", "https"))
         error = ask.error("unavailable no True", "--reference-image", reference)
-    assert "broke off" in error["message"]
+    assert "lost" in error["message"]
 
 
 @pytest.mark.parametrize("moment", ["start", "join"])
@@ -254,7 +254,7 @@ def test_fault_of_the_gateway(ask: Asker, gateway: Gateway, reply: Reply, expect
     """--timeout is the total time of an attempt; a status that did arrive is believed."""
     gateway.answer(reply)
     error = ask.error(expected, timeout=1)
-    is_late = error["message"].endswith(": the time allowed is over.")
+    is_late = error["message"].endswith(": the time limit was reached.")
     assert ("Allow more time with --timeout" in error["hint"]) == is_late
     assert len(gateway.calls) == 1
 
@@ -436,10 +436,10 @@ LINK_FAULTS = {  # and what is said of it
     "page": (Reply(body="<html>Sign in</html>"), "leads to cannot be used: it is not a picture"),
     "nothing": (Reply(body=b""), "it is empty"),
     "damaged": (Reply(body=FINAL[:9000]), "image file is truncated"),
-    "cut": (Reply(body=FINAL, truncate=9000), "the connection broke off"),
-    "reset": (Reply(body=FINAL, drop="body"), "the connection broke off"),
-    "silent": (Reply(hang="accept"), "the time allowed is over"),
-    "byte-a-second": (Reply(body=FINAL, trickle=(1, 1.0)), "the time allowed is over"),
+    "cut": (Reply(body=FINAL, truncate=9000), "the connection was lost"),
+    "reset": (Reply(body=FINAL, drop="body"), "the connection was lost"),
+    "silent": (Reply(hang="accept"), "the time limit was reached"),
+    "byte-a-second": (Reply(body=FINAL, trickle=(1, 1.0)), "the time limit was reached"),
     "redirects-for-ever": (lambda received: redirect(received.target), "answered 302"),
     "to-a-file": (redirect("file:///etc/passwd"), "it is not an http or https address"),
     "to-an-unknown-host": (redirect("http://no-such-host.invalid/x.png"), "cannot be resolved"),

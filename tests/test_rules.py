@@ -246,6 +246,6 @@ def test_each_end_has_its_code_and_its_json(
     assert set(error) == {"message", "hint", "possible_cost_cny", *FACTS}
     assert " ".join(str(error[name]) for name in FACTS) == facts
     assert error["hint"]
-    assert ("a stand-in gateway that has ended" in error["hint"]) == (code == 4)
+    assert ("a stand-in gateway that is no longer running" in error["hint"]) == (code == 4)
     assert error["message"] in outcome.err.replace("\n[image-gen] ", " ")
     assert len(gateway.calls) == (answer is not None)

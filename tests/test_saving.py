@@ -394,7 +394,7 @@ def test_fit(gateway: Gateway, run: Run, tmp_path: Path, wish: str, model: str) 
     assert [left + right, top + bottom] == pytest.approx([1, 1], abs=0.02)
     cut = 1 - min(shown)
     told = " ".join(facts["warnings"])
-    assert ("cut away" in told) == (cut > 0.05) and (cut <= 0.03 or model != GPT)
+    assert ("cropped" in told) == (cut > 0.05) and (cut <= 0.03 or model != GPT)
     assert ("enlarged" in told) == (width > came[0] or height > came[1])
 
 

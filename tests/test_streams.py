@@ -277,4 +277,4 @@ def test_live_line_tells_of_drafts(ask: Any, gateway: Gateway, monkeypatch: Any)
         assert ask("openai", silent, *STREAM, "--timeout", 60).code == 6
     watcher.join()
     os.close(terminal)
-    assert "the connection broke off" in "".join(texts)
+    assert "the connection was lost" in "".join(texts)
