@@ -1299,6 +1299,11 @@ def find_model(name: str, family: str | None = None, family_flag: str = "family"
     return model._replace(name=str(name))
 
 
+def model_of(args: Args) -> Model:
+    """The model that validated arguments name."""
+    return find_model(args.model or DEFAULT_MODEL, args.family)
+
+
 def suggest_model(plain: str, family_flag: str) -> str:
     """A hint for a model's name that is not recognised."""
     names = [row.name for row in CATALOGUE]
@@ -1710,7 +1715,7 @@ def build_call(
     show: Callable[[Reference], str] = Reference.data_url,
 ) -> Call:
     """The one request of validated arguments, with the pictures in JSON as `show` makes them."""
-    family = args.family or ""
+    family = model_of(args).family
     prompt = compose_prompt(args.prompt, args.negative_prompt, args.aspect_ratio, family)
     fields: JsonObject = {"model": args.model}
     if family == "gemini":
@@ -1899,16 +1904,17 @@ def reduce_depth(image: Any) -> Any:
 
 def to_srgb(image: Any, mode: str) -> Any:
     """The image in RGB or RGBA, its colours as its profile means them."""
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return image.convert(mode)
     from PIL import ImageCms
 
-    profile = image.info.get("icc_profile")
-    if profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            target = ImageCms.createProfile("sRGB")
-            image = ImageCms.profileToProfile(image, source, target, outputMode=mode)
-        except (ImageCms.PyCMSError, OSError):
-            warn("a colour profile does not fit its picture and is ignored: colours may be off")
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        target = ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, source, target, outputMode=mode)
+    except (ImageCms.PyCMSError, OSError):
+        warn("a colour profile does not fit its picture and is ignored: colours may be off")
     return image.convert(mode)
 
 
@@ -2544,7 +2550,7 @@ def read_answer(
 
     raises: ResponseError, or the error that the answer amounts to
     """
-    family = args.family or ""
+    family = model_of(args).family
     if is_page(tree):
         classify_response_error(family, tree)
     found = [candidate for candidate in find_candidates(tree) if candidate.data not in echoes]
@@ -3114,7 +3120,7 @@ def send(call: Call, target: Target, args: Args, deadline: float) -> Answer:
     keys = known_keys(target.key)
     headers = {name: redact(text, keys) for name, text in answer.headers.items()}
     tree = answer.inbox.tree(keys)
-    handle_http_error(args.family or "", answer.status, tree, headers)
+    handle_http_error(model_of(args).family, answer.status, tree, headers)
 
 
 def check_address(request: Request, is_from_public: bool) -> bool:
@@ -3499,10 +3505,10 @@ def save_all(made: Generation, place: Place, fit: str | None = None) -> None:
         small = small or small_picture_error(max(sizes), saved.path)
     if fault:
         others = "".join(f"; saved: {path}" for path in made.paths)
-        places = " ".join(path or link or "nowhere" for path, link in zip(kept, links))
+        places = " ".join(path or link or "(nowhere)" for path, link in zip(kept, links))
         raise SaveError(
             f"The image could not be stored at {place.path}: {fault}{others}.",
-            f"Move it from where it is kept: {places}",
+            f"Fetch it from where it is kept: {places}",
             saved_at=next(filter(None, kept), None),
             image_urls=list(filter(None, links)),
         )
@@ -4039,7 +4045,7 @@ def call_with_retries(
 
 def announce(args: Args, number: int, attempts: int) -> None:
     """Log what the call waits for; on a terminal, this becomes the live line."""
-    model = find_model(args.model or "", args.family)
+    model = model_of(args)
     text = f"waiting for {model.name}, typically {model.typical}"
     if attempts > 1:
         text += f", attempt {number} of {attempts}"
@@ -4063,12 +4069,12 @@ def call_once(
 
     try:
         if inbox.is_stream and not inbox.is_finished:
-            classify_response_error(args.family or "", tree)
+            classify_response_error(model_of(args).family, tree)
         pictures, usage = read_answer(tree, args, echoes, fetch_candidate)
     except ImageGenError as failure:
         raise explained(failure, answer, tree) from None
     endpoint = call.url[len(target.url) :]
-    return Generation(pictures, usage, args.model or "", endpoint)
+    return Generation(pictures, usage, model_of(args).name, endpoint)
 
 
 def explained(error: ImageGenError, answer: Answer, tree: Any) -> ImageGenError:
@@ -4134,7 +4140,7 @@ def run(args: Args, target: Target, save: bool) -> Generation:
     """The whole procedure for validated arguments; a call that was sent is noted in the ledger."""
     require_packages()
     budget = load_budget()
-    tally = Tally(price_of(args.model or ""), args.n)
+    tally = Tally(price_of(model_of(args).name), args.n)
     place = prove_writable(args.output, args.family) if save else None
     started = time.monotonic()
     references, mask = prepare(args)
@@ -4790,7 +4796,7 @@ def act_dry_run(options: argparse.Namespace) -> Outcome:
         ]
     else:
         facts["json"] = call.fields
-    attempt_cny = Tally(price_of(args.model or ""), args.n).attempt_cny
+    attempt_cny = Tally(price_of(model_of(args).name), args.n).attempt_cny
     attempts = args.attempts if references else 1
     possible_cny = attempt_cny and round(attempt_cny * attempts, 4)
     facts["estimated_cost_cny"] = attempt_cny

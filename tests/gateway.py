@@ -502,10 +502,14 @@ def pixels(size: str | None) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def asked_shape(prompt: str, ratio: Any, edge: Any) -> tuple[int, int]:
-    """From the fields, else from "(aspect ratio: X:Y)" in the prompt, else square."""
-    ratio = ratio or (re.findall(r"\(aspect ratio: (.+?)\)", prompt) or ["1:1"])[-1]
-    width, height = (float(share) for share in ratio.split(":"))
+def asked_shape(prompt: str, ratio: Any, edge: Any, references: list[bytes]) -> tuple[int, int]:
+    """That of the fields, of "(aspect ratio: X:Y)" in the prompt, or of the first reference."""
+    width, height = 1.0, 1.0
+    ratios = re.findall(r"\(aspect ratio: (.+?)\)", prompt)
+    if ratio or ratios:
+        width, height = (float(share) for share in (ratio or ratios[-1]).split(":"))
+    elif references:
+        width, height = Image.open(io.BytesIO(references[0])).size
     scale = LONG_EDGE_PX[edge or "1K"] / max(width, height)
     return round(width * scale), round(height * scale)
 
@@ -560,7 +564,7 @@ def chat(received: Received, gateway: Gateway) -> Reply:
     demand(prompt.strip(), *missing("prompt"))
     demand(len(references) <= 9, "array_above_max_length", "At most 9 images.", "messages")
     config = given.get("image_config") or {}
-    size = asked_shape(prompt, config.get("aspect_ratio"), config.get("image_size"))
+    size = asked_shape(prompt, config.get("aspect_ratio"), config.get("image_size"), references)
     options = {"output_format": "jpeg", **given}
     return give_chat(Job(model, prompt, size, references, options), gateway)
 
@@ -589,7 +593,7 @@ def native(received: Received, gateway: Gateway) -> Reply:
     inline = [part.get("inlineData") or part.get("inline_data") for part in parts]
     references = [base64.b64decode(image["data"], validate=True) for image in inline if image]
     config = (given.get("generationConfig") or {}).get("imageConfig") or {}
-    size = asked_shape(prompt, config.get("aspectRatio"), config.get("imageSize"))
+    size = asked_shape(prompt, config.get("aspectRatio"), config.get("imageSize"), references)
     job = Job(model, prompt, size, references, {"output_format": "jpeg"})
     made: list[dict[str, Any]] = []
     for image in job.with_drafts(gateway.drafts):
@@ -966,9 +970,9 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def stay(environment: Mapping[str, str]) -> int:
+    say("Copy these lines into another terminal; Ctrl-C here ends the gateway.")
     for name, value in environment.items():
         print(f"export {name}={shlex.quote(value)}", flush=True)
-    say("Type these lines in another terminal; Ctrl-C here ends the gateway.")
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             time.sleep(1)
