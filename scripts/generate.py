@@ -1460,8 +1460,9 @@ def check_texts(args: Args) -> None:
         texts["negative prompt"] = (args.negative_prompt, hint)
     for what, (text, hint) in texts.items():
         if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):
+            kind = "UTF-8 text" if isinstance(text, str) else "text"
             raise UsageError(
-                f"The {what} {text!a:.40} is not UTF-8 text.",
+                f"The {what} {text!a:.40} is not {kind}.",
                 hint,
             )
         if not text.strip():
@@ -3080,16 +3081,14 @@ def better_hint(error: ImageGenError, args: Args, target: Target) -> str:
     if error.timed_out and error.hint == UnavailableError.hint:
         return f"Allow more time with {args.label('timeout')}."
     is_unreached = isinstance(error, UnavailableError) and error.billed == "no"
-    if is_loopback(target.url) and (is_unreached or isinstance(error, AuthError)):
-        sources = [target.url_source, target.key_source]
-        if read_source(LEDGER_VARIABLE):
-            sources.append(LEDGER_VARIABLE)
-        variables = [source for source in dict.fromkeys(sources) if source in os.environ]
-        if variables:
-            return (
-                f"{error.hint} The base URL is on this machine: if it belongs to a stand-in "
-                f"gateway that is no longer running, type: unset {' '.join(variables)}"
-            )
+    is_doubtful = is_unreached or isinstance(error, AuthError)
+    if is_doubtful and is_loopback(target.url) and target.url_source in os.environ:
+        sources = (target.url_source, target.key_source, LEDGER_VARIABLE)
+        variables = " ".join(source for source in sources if source in os.environ)
+        return (
+            f"{error.hint} The base URL is on this machine: if it belongs to a stand-in gateway "
+            f"that is no longer running, type: unset {variables}"
+        )
     return error.hint
 
 
@@ -3747,14 +3746,16 @@ class Entry:
             return
         spent_cny = others["cny"] + call_cny - attempt_cny
         unfinished = ""
+        hint = f"Wait until {tomorrow} 00:00"
         if others["open_cny"]:
             unfinished = (
                 f", {others['open_cny']:.2f} of it by calls that are running or were killed"
             )
+            hint = f"Wait for the running calls, or until {tomorrow} 00:00"
         raise BudgetError(
             f"The budget of {self._budget:.2f} CNY a day does not allow this attempt of up to "
             f"{attempt_cny:.2f} CNY: up to {spent_cny:.2f} CNY is already spent{unfinished}.",
-            f"Wait until {tomorrow} 00:00; only the user should raise {BUDGET_VARIABLE}.",
+            f"{hint}; only the user should raise {BUDGET_VARIABLE}.",
         )
 
     def _write(self, connection: sqlite3.Connection, row: Row) -> int | None:
@@ -4544,16 +4545,31 @@ def read_param(text: str) -> tuple[str, Any]:
         return name, value
 
 
+DESCRIPTION = """\
+Turn a prompt, and optional reference pictures, into a picture file.
+
+  generate.py --prompt "a red apple on wood" --output apple.jpeg
+  generate.py --prompt "on a marble table" --reference-image shoe.png --aspect-ratio 4:3
+  generate.py --prompt "a poster: SALE 50%" --model gpt-image-2 --fit 1080x1350"""
+
+
+def help_format(prog: str) -> argparse.HelpFormatter:
+    import shutil
+
+    columns = shutil.get_terminal_size((102, 24)).columns
+    return argparse.RawDescriptionHelpFormatter(prog, width=min(100, columns - 2))
+
+
 def build_parser() -> Parser:
     codes = ["exit code, kind, billed (was money spent?), meaning:"]
     for row in ((0, "saved", "yes", "the image is on disk"), *EXIT_CODES):
         codes.append("  {:>3}  {:<12} {:<6} {}".format(*row))
     parser = Parser(
         "generate.py",
-        description="Turn a prompt, and optional reference pictures, into a picture file.",
+        description=DESCRIPTION,
         epilog="\n".join(codes),
         allow_abbrev=False,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=100),
+        formatter_class=help_format,
     )
     add_prompt_flags(parser)
     add_shape_flags(parser)
@@ -4565,7 +4581,8 @@ def build_parser() -> Parser:
 
 def add_prompt_flags(parser: Parser) -> None:
     """What the picture shows, and which model makes it."""
-    prompt = parser.add_mutually_exclusive_group().add_argument
+    group = parser.add_argument_group("prompt and model")
+    prompt = group.add_mutually_exclusive_group().add_argument
     prompt(
         "--prompt",
         metavar="TEXT",
@@ -4578,8 +4595,8 @@ def add_prompt_flags(parser: Parser) -> None:
         type=read_prompt,
         help="read the prompt from a UTF-8 file, or from standard input with -",
     )
-    flag = parser.add_argument
-    flag("--model", metavar="NAME", help=f"its name decides the family; default: {DEFAULT_MODEL}")
+    flag = group.add_argument
+    flag("--model", metavar="NAME", help=f"see --list-models; default: {DEFAULT_MODEL}")
     flag(
         "--family",
         metavar="{openai,gemini}",
@@ -4594,7 +4611,7 @@ def add_prompt_flags(parser: Parser) -> None:
 
 def add_shape_flags(parser: Parser) -> None:
     """Which shape the picture has, and what it lacks."""
-    flag = parser.add_argument
+    flag = parser.add_argument_group("shape and number").add_argument
     flag(
         "--aspect-ratio", metavar="R", help=f"the picture's shape: {' '.join(OPENAI_SIZE_BY_RATIO)}"
     )
@@ -4621,7 +4638,7 @@ def add_shape_flags(parser: Parser) -> None:
 
 def add_reference_flags(parser: Parser) -> None:
     """What the picture is made from, and what else the gateway is told."""
-    flag = parser.add_argument
+    flag = parser.add_argument_group("reference pictures and other fields").add_argument
     flag(
         "--reference-image",
         metavar="PATH",
@@ -4648,7 +4665,7 @@ def add_reference_flags(parser: Parser) -> None:
 
 def add_call_flags(parser: Parser) -> None:
     """Where the picture goes, and how the gateway is asked."""
-    flag = parser.add_argument
+    flag = parser.add_argument_group("output and connection").add_argument
     flag(
         "--output",
         metavar="PATH",
@@ -4688,7 +4705,8 @@ def add_call_flags(parser: Parser) -> None:
 
 def add_other_flags(parser: Parser) -> None:
     """What to do in place of making a picture."""
-    action = parser.add_mutually_exclusive_group().add_argument
+    group = parser.add_argument_group("in place of making a picture")
+    action = group.add_mutually_exclusive_group().add_argument
     action(
         "--dry-run",
         action="store_true",
@@ -4890,7 +4908,7 @@ def act_costs(options: argparse.Namespace) -> Outcome:
     lines = [f"ledger: {costs['ledger'] or 'off'}"]
     if costs["calls"]:
         calls = [call_cells(call) for call in reversed(costs["calls"])]
-        lines += ["", *aligned([CALL_TITLES, *calls])]
+        lines += ["", f"the last {len(calls)} calls:", *aligned([CALL_TITLES, *calls])]
     sums = [SUM_TITLES]
     for model in costs["models"]:
         sums.append(sum_cells(model["model"], model))

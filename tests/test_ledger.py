@@ -377,7 +377,7 @@ def test_costs(shop: Shop, monkeypatch: Any) -> None:
     *lines, _, unpriced = shop.run("--costs").out.splitlines()
     assert [line.split()[-4:] for line in lines[-4:]] == [["11", "13", "10.05", "10.05"]] * 4
     assert len({len(line) for line in lines[-8:]}) == 1 and unpriced.endswith(": 1.")
-    assert [line.split()[3] for line in lines[3:13]] == ["saved"] * 10
+    assert [line.split()[3] for line in lines[4:14]] == ["saved"] * 10
 
 
 def test_costs_tell_local_time(shop: Shop, clock: Any) -> None:
