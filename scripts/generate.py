@@ -667,10 +667,11 @@ MEANINGS = (
     # 200 (jimeng-free-api): "积分不足"
     Meaning(
         QuotaError,
-        codes=r"balance_not_enough|set_limit_exceeded",
+        codes=r"balance_not_enough|\bset_limit_exceeded",
         phrases=r"credits (are|have been) (exhausted|depleted)|spending (cap|limit)"
-        r"|key limit exceeded|balance not enough|in arrears|free (trial quota|allocation)"
-        r"|set inference limit|exceeded\w*budget|usage limit exceeded|积分不足",
+        r"|key limit exceeded|(account|billing) balance not enough|account in arrears"
+        r"|free trial quota|daily free allocation|set inference limit|exceeded(token)?budget:"
+        r"|hour usage limit|积分不足",
         hint=TOP_UP,
     ),
     # 429 RESOURCE_EXHAUSTED (Google): "You exceeded your current quota, please check your plan and
@@ -685,7 +686,7 @@ MEANINGS = (
         retryable=True,
         codes=r"resource_exhausted|rate_?limit|too_many_requests|throttling|concurrency_limit"
         r"|request_limit_exceeded",
-        phrases=r"resource_exhausted|rate( growth|-)? ?limit|request limit reached"
+        phrases=r"resource_exhausted|\brate( growth|-)? ?limit|request limit reached"
         r"|too many requests|请求过于频繁|频率限制",
     ),
     # 403 insufficient_user_quota (new-api): "用户额度不足, 剩余额度: ＄0.000000"
@@ -746,6 +747,7 @@ MEANINGS = (
     # 400 (Fireworks): "Content moderation triggered: prompt"
     # 400 unexpected (Leonardo): "content moderation filter"
     # 400 (Kling): "The request triggers the risk control strategy of the platform."
+    # 200 (Luma): "400: prompt not allowed because advanced moderation failed"
     # 400 (Volcengine): "… because the input image may contain real person."
     # 451 censorship_blocked (StepFun): "The content you provided or machine outputted is blocked."
     # 400 IPInfringementSuspect (DashScope): "… suspected of being involved in IP infringement."
@@ -757,7 +759,7 @@ MEANINGS = (
     # 400 10013 (iFlytek): "输入内容审核不通过"
     Meaning(
         RefusedError,
-        codes=r"moderation_(block|fail|flag|refus)|moderated|(\b|_)moderation\b"
+        codes=r"moderation_(block|fail|flag|refus)|moderated|\b((in|out)put_)?moderation\b"
         r"|content_?(policy|filter(?!_(error|timeout)))|policy_violation|sensitive_(word|content)"
         r"|prompt_?block|block_?list|data_inspection_failed|risk_detection|unsafe|nsfw|safety\b"
         r"|safety_violation|prohibited_content|recitation|\bspii\b|censorship|ip_?infringement",
@@ -769,9 +771,11 @@ MEANINGS = (
         r"|(prompt|request|image|input) (may |might )?violat|violates (our|the) \w+ polic"
         r"|violated (\w+ )*polic|(prompt|request|image|response) (was|has been) blocked"
         r"|(prompt|response) blocked|blocked (by our content filter|due to safety)"
-        r"|failed safety check|safety filter threshold|nsfw content|ai moderator"
-        r"|moderation (triggered|filter)|risk control|contain real person"
-        r"|(包含|含有|涉及)[^，。]{0,8}(敏感|违规|不安全)|敏感(词|内容|信息)|审核不通过|内容违规",
+        r"|provided failed safety check|safety filter threshold prohibited|nsfw content detected"
+        r"|ai moderator|moderation (triggered|filter$)|advanced moderation failed"
+        r"|risk control s(trategy|ystem)|contain real person"
+        r"|(包含|含有|涉及)[^，。]{0,8}(敏感|违规|不安全)|敏感(词|内容|信息)|内容审核不通过"
+        r"|内容违规",
     ),
     # 400 API_KEY_INVALID (Google): "API key not valid. Please pass a valid API key."
     # 401 invalid_api_key (OpenAI): "Incorrect API key provided: sk-abc***xyz."
@@ -786,7 +790,7 @@ MEANINGS = (
         status="(?!429)",
         codes=r"api_?key_(invalid|missing|expired|not_valid)|(invalid|incorrect)_?api_?key"
         r"|invalid_token|authentication|unauthori[sz]ed|unauthenticated|no_db_connection"
-        r"|auth_failure",
+        r"|\bauth_failure",
         phrases=r"(incorrect|invalid) (api[ -]?key|proxy server token)|api key not valid"
         r"|login fail|access token invalid"
         r"|无效的令牌|令牌状态不可用",
@@ -839,7 +843,9 @@ REFUSAL = next(row for row in MEANINGS if row.error is RefusedError)
 # Where a gateway's own words are: error.*, *.error.*, base_resp.* (MiniMax), output.* (DashScope),
 # header.* (iFlytek), and what stands at the top.
 GATEWAYS_PLACE = r"(?i)(?!content$)((\w+\.)?error|((base_resp|output|header)\.)?\w+$)"
-QUOTED = r"(?<!\w)'[\w.-]*'(?!\w)"  # Unknown parameter: 'thinking_budget_tokens'.
+# Unknown parameter: 'thinking_budget_tokens'. Invalid prompt 'a sign: out of credits'.
+QUOTED = r"(?<!\w)'[\w.-]*'(?!\w)|(?<=\w )'[^']*'(?!\w)"
+PAGE = r"(?i)\s*<(!|\?xml|(html|head|title|body|meta|script|center|h1)\b)"
 
 
 class Fault(NamedTuple):
@@ -893,13 +899,13 @@ ERROR_EVENT = r"(^|[._])(error|failed)$"
 # rank 1: a draft or a smaller one: thumbnail_url (Replicate's relatives), reasoning_details
 # (OpenRouter), partial_image_b64 (OpenAI's Responses)
 DRAFT_KEYS = r"(?i)thumb|preview|draft|partial|thought|thinking|reasoning"
-# rank 2: what was sent, or whose it is, or something else: input_image (Replicate), param (kie.ai),
+# rank 2: what was sent, or whose it is, or no picture: input_image (Replicate), param (kie.ai),
 # meta.init_image (ModelsLab), prompt.image (ComfyUI), user.avatar, status_url (fal), video_url
 FOREIGN_KEYS = (
     r"(?i:avatar|emoji|icon|logo|qr_?code)"
     r"|(?<![A-Za-z])(?i:author|user|profile|input|init|params?|parameters|request|prompt|mask|help"
     r"|support|docs?|homepage|website|terms|policy|policies|callback|webhook|citations?"
-    r"|annotations?|grounding|status|fetch|stream|video|audio)(?![a-z])"
+    r"|annotations?|error|grounding|status|fetch|stream|video|audio)(?![a-z])"
 )
 # urls.cancel (Replicate), delete_url (imgbb): to open such a link does something
 ACTING_KEYS = r"(?i)delete|cancel"
@@ -946,7 +952,7 @@ REFUSAL_OPENING = (
 )
 NO_REASON = r"(?i)false|none|\w*unspecified"  # BLOCK_REASON_UNSPECIFIED (Google)
 # A bare id is that of unfinished work only if the answer says so, too (Midjourney's proxies).
-STATE_KEYS = r"(?i)\w*(status|state)"
+STATE_KEY = r"(?i)(task_?)?(status|state)"
 FAILED = r"(?i)fail|error|cancel"
 UNFINISHED = r"(?i)queue|pending|process|submit|in_?progress|running|created|waiting|start"
 
@@ -1487,9 +1493,10 @@ def check_shape(args: Args) -> None:
         meant = re.sub(r"[x×/：]", ":", str(args.aspect_ratio))
         question = f"Did you mean {meant}? " if meant in OPENAI_SIZE_BY_RATIO else ""
         ratios = ", ".join(OPENAI_SIZE_BY_RATIO)
+        exact = f", or {args.label('fit')} for exact pixels" if "fit" in args.labels else ""
         raise UsageError(
             f"The aspect ratio {args.aspect_ratio!r} is not supported.",
-            f"{question}Use one of {ratios}, or {args.label('fit')} for exact pixels.",
+            f"{question}Use one of {ratios}{exact}.",
         )
     if not isinstance(args.size, (str, type(None))):
         raise bad_value(args, "size", "Write it like 1024x1024.")
@@ -2293,7 +2300,7 @@ def parse_body(body: Any) -> Any:
 
 def walk(tree: Any, path: Route = ()) -> Iterator[tuple[Route, str]]:
     """Every text and number of a tree in order, with the keys and indices that lead to it."""
-    if isinstance(tree, (str, int)):
+    if isinstance(tree, (str, int, float)):
         yield path, str(tree)
     elif isinstance(tree, list):
         for index, item in enumerate(tree):
@@ -2331,7 +2338,7 @@ def one_line(text: str) -> str:
 
 def is_page(text: Any) -> bool:
     """Whether an answer is a web page, such as a log-in's."""
-    return isinstance(text, str) and bool(re.match(r"(?i)\s*<(!doctype|html|head|title)\b", text))
+    return isinstance(text, str) and bool(re.match(PAGE, text))
 
 
 def as_sentence(text: str) -> str:
@@ -2373,7 +2380,8 @@ def find_candidates(tree: Any) -> Iterator[Candidate]:
         if len(text) < 5:
             continue
         rank = rank_of(path)
-        text = text.replace("\\/", "/").replace("\\u0026", "&")  # JSON within JSON (kie.ai)
+        text = text.replace("\\/", "/")  # JSON within JSON (kie.ai)
+        text = text.replace("\\u0026", "&").replace("\\u003d", "=")
         decoded = [decode_base64(match) for match in re.findall(BASE64, text)]
         for data in filter(None, decoded):
             yield Candidate(path, rank, data=data)
@@ -2408,14 +2416,16 @@ def links_in_prose(text: str) -> dict[str, int]:
         link = tidy_link(match[1] or match[2])
         if not re.match(OTHER_SCHEME, link):
             links.setdefault(link, penalty_of(match[0]))
-    is_shown = bool(links)  # any other is rather a source
+    is_shown = bool(links)  # then a mere address is more likely a source
     for match in re.finditer(BARE_LINK, text):
         link = tidy_link(match[0])
         before = text[: match.start()][-40:]
         penalty = UNLIKELY
-        if re.search(PICTURE_NAME, link) or re.search(PICTURE_LABEL, before):
+        if re.search(PICTURE_LABEL, before):
             penalty = penalty_of(before + link)
-        links.setdefault(link, max(penalty, is_shown))
+        elif re.search(PICTURE_NAME, link):
+            penalty = max(penalty_of(before + link), is_shown)
+        links.setdefault(link, penalty)
     return links
 
 
@@ -2456,18 +2466,14 @@ def arrange(candidates: Sequence[Candidate], family: str) -> list[Reading]:
     """
     readings: dict[Any, dict[Route, list[Candidate]]] = {}
     for candidate in candidates:
-        top, element = place_of(candidate.path)
-        if family == "gemini":
-            top = ""
+        path = candidate.path if family == "openai" else ()
+        top, element = place_of(path)
         rank, is_elsewhere, _ = likelihood(candidate)
         pictures = readings.setdefault((rank, is_elsewhere, top), {})
         pictures.setdefault(element, []).insert(0, candidate)
     ordered = []
     for pictures in readings.values():
-        reading = [sorted(group, key=likelihood) for group in pictures.values()]
-        if family == "gemini":
-            reading = [list(itertools.chain(*reversed(reading)))]
-        ordered.append(reading)
+        ordered.append([sorted(group, key=likelihood) for group in pictures.values()])
     return sorted(ordered, key=lambda reading: likelihood(reading[0][0]))
 
 
@@ -2579,19 +2585,21 @@ def read_answer(
 
 
 def plausible(candidates: Sequence[Candidate], tree: Any) -> list[Candidate]:
-    """Those that may be the result, by what the answer says of itself.
+    """Those that may be the result, by what the answer says about itself.
 
-    If it has failed, only bytes and what stands where the API puts the result may be it. If it was
-    refused or is unfinished, nothing is that stands under a foreign name, such as what was sent.
+    If its work has failed, only bytes and what stands where the API puts the result may be it. If
+    the answer speaks of an error or a refusal, or its work is unfinished, what stands under a
+    foreign name is not, such as what was sent.
     """
     state = state_of(tree)
-    has_failed = re.search(FAILED, state) or not isinstance(stated_error(tree), ResponseError)
-    is_empty = refusal_in(tree) or re.search(UNFINISHED, state)
+    has_failed = re.search(FAILED, state)
+    is_error = not isinstance(stated_error(tree), ResponseError)
+    is_doubtful = is_error or refusal_in(tree) or re.search(UNFINISHED, state)
     chosen = []
     for candidate in candidates:
-        rank, is_elsewhere, is_link = likelihood(candidate)
-        is_sure = rank == 0 and not (is_elsewhere and is_link)
-        if is_sure or not (has_failed or (is_empty and rank > 1)):
+        rank, is_elsewhere, has_no_bytes = likelihood(candidate)
+        is_sure = rank == 0 and not (is_elsewhere and has_no_bytes)
+        if is_sure or not (has_failed or (is_doubtful and rank > 1)):
             chosen.append(candidate)
     return chosen
 
@@ -2600,8 +2608,8 @@ def state_of(tree: Any) -> str:
     """The state of an answer's work as a whole, not of one of its pictures or attempts."""
     states = []
     for path, text in walk(tree):
-        is_whole = all(isinstance(step, str) for step in path)
-        if path and is_whole and re.fullmatch(STATE_KEYS, path[-1]):
+        is_in_list = any(isinstance(step, int) for step in path)
+        if path and not is_in_list and re.fullmatch(STATE_KEY, path[-1]):
             states.append(text)
     return " ".join(states)
 
@@ -2646,7 +2654,9 @@ def refusal_in(tree: Any) -> str:
     # content_filter (OpenAI), IMAGE_SAFETY (Google), the status "Content Moderated" (BFL), failMsg
     # "Content was flagged by …" (kie.ai)
     for ending in texts_under(tree, r"\w*(reason|msg)|status|state|error"):
-        if fits(REFUSAL, 200, snake_case(ending), ending):
+        sentence = ending[:1000]
+        code = "" if len(sentence.split()) > 2 else snake_case(sentence)
+        if fits(REFUSAL, 200, code, sentence):
             reasons.append(ending)
     return reasons[0] if reasons else ""
 
@@ -2662,7 +2672,7 @@ def opens_as_refusal(tree: Any) -> bool:
 def task_ids(tree: Any) -> list[str]:
     """The ids of work that a gateway has begun but not finished, and that has not failed."""
     names = "(task|job|generation|prediction)_?id"
-    states = " ".join(texts_under(tree, STATE_KEYS))
+    states = " ".join(texts_under(tree, r"\w*(status|state)"))
     if re.search(FAILED, states):
         return []
     if re.search(UNFINISHED, states):
@@ -2766,10 +2776,11 @@ def handle_http_error(
     counts = find_usage(tree).values()
     if error.billed == "no" and any(type(count) is int and count > 0 for count in counts):
         error.billed = "maybe"  # xAI: "usage": {"cost_in_usd_ticks": 200000000}
-    # "retryDelay": "34.07s" (Google), "retry_after": 30 (Cloudflare)
-    delays = texts_under(tree, "retry_?(delay|after)")
-    wish = lowered.get("retry-after") or "".join(delays[:1]).rstrip("s")
-    error.retry_after_s = read_retry_after({**lowered, "retry-after": wish})
+    if "retry-after-ms" not in lowered:
+        # "retryDelay": "34.07s" (Google), "retry_after": 30 (Cloudflare)
+        delays = texts_under(tree, "retry_?(delay|after)")
+        lowered.setdefault("retry-after", "".join(delays[:1]).rstrip("s"))
+    error.retry_after_s = read_retry_after(lowered)
     raise error
 
 
@@ -4487,10 +4498,9 @@ Outcome = tuple[dict[str, Any], list[str]]  # for --json, and as lines for a per
 
 def nearest_flag(typed: str, flags: Iterable[str]) -> str:
     """The flag that was meant: --ref or --image -> --reference-image, --aspct -> --aspect-ratio."""
-    by_word: dict[str, str] = {}
-    for flag in flags:
-        name = flag.strip("-")
-        for word in (name, *name.split("-")):
+    by_word = {flag.strip("-"): flag for flag in flags}
+    for name, flag in list(by_word.items()):
+        for word in name.split("-"):
             by_word.setdefault(word, flag)
     word = typed.strip("-")
     near = word if word in by_word else nearest(word, list(by_word))
@@ -4650,7 +4660,7 @@ def add_reference_flags(parser: Parser) -> None:
     flag(
         "--mask",
         metavar="PATH",
-        help="openai models: a PNG of the first reference's size, transparent where it may paint",
+        help="openai models: a PNG of the first reference's size, transparent where to paint",
     )
     flag(
         "--param",
@@ -5098,9 +5108,9 @@ class Console(logging.Handler):
         elif self._live:
             self._news = f"{text}, "
         else:
-            self._live = text
             self._news = ""
             self._since = time.monotonic()
+            self._live = text
 
     def say(self, text: str) -> None:
         """Print lines in place of the live line, if there is one."""

@@ -64,7 +64,6 @@ MESSAGES = {  # the fields of a chat's message
     "images, blank text": '"content": "", "images": [{"image_url": {"url": "$DATA"}, "index": 0}]',
     "images, null text": '"content": null, "images": [{"image_url": {"url": "$DATA"}}]',
     "images, no text": '"images": [{"image_url": {"url": "$DATA(DRAFT)"}}, {"image_url": "$DATA"}]',
-    "images, a link": '"images": [{"image_url": "$DATA(DRAFT)"}, {"image_url": {"url": "$LINK"}}]',
     "images, bytes beside": '"images": [{"image_url": {"url": "$LINK"}}], "seen": "$B64(DRAFT)"',
     # parts
     "parts": '"content": [{"type": "text", "text": "hi"}, {"image_url": {"url": "$DATA"}}]',
