@@ -892,7 +892,7 @@ WIRE_FAULTS = (
 # The kinds of a stream's events: image_generation.partial_image (OpenAI), image.generation.chunk
 # (chatgpt2api), image_generation.partial_succeeded (Volcengine: a finished picture)
 DRAFT_EVENT = r"partial_image$|image.*\.chunk$"
-FINAL_EVENT = r"(completed|partial_succeeded|image.*\.result)$"
+FINAL_EVENT = r"(completed|partial_succeeded)$"
 ERROR_EVENT = r"(^|[._])(error|failed)$"
 
 # Where in an answer a picture stands, by the names of the keys on the way to it.

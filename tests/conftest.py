@@ -116,8 +116,8 @@ def run(clean_environment: None, capsys: pytest.CaptureFixture[str]) -> Callable
     return call
 
 
-def command(argv: tuple[object, ...], python: str | os.PathLike[str]) -> list[str]:
-    return [str(python), str(SCRIPTS / "generate.py"), *(str(word) for word in argv)]
+def command(argv: tuple[object, ...]) -> list[str]:
+    return [sys.executable, str(SCRIPTS / "generate.py"), *(str(word) for word in argv)]
 
 
 def surroundings(changes: Mapping[str, str | None] | None) -> dict[str, str]:
@@ -128,21 +128,13 @@ def surroundings(changes: Mapping[str, str | None] | None) -> dict[str, str]:
 
 @pytest.fixture
 def cli(clean_environment: None) -> Callable[..., Outcome]:
-    """cli(*argv, env=None, cwd=None, stdin=None, timeout=60, python=sys.executable): a process."""
+    """cli(*argv, env=None, stdin=""): a process."""
 
     def call(
-        *argv: object,
-        env: Mapping[str, str | None] | None = None,
-        cwd: str | os.PathLike[str] | None = None,
-        stdin: str | bytes | None = None,
-        timeout: float = 60,
-        python: str | os.PathLike[str] = sys.executable,
+        *argv: object, env: Mapping[str, str | None] | None = None, stdin: str = ""
     ) -> Outcome:
-        given: dict[str, Any] = {"stdin": subprocess.DEVNULL}
-        if stdin is not None:
-            given = {"input": stdin.encode() if isinstance(stdin, str) else stdin}
-        given.update(capture_output=True, env=surroundings(env), cwd=cwd, timeout=timeout)
-        done = subprocess.run(command(argv, python), check=False, **given)
+        given: dict[str, Any] = {"input": stdin.encode(), "env": surroundings(env), "timeout": 60}
+        done = subprocess.run(command(argv), capture_output=True, check=False, **given)
         out, err = (stream.decode(errors="replace") for stream in (done.stdout, done.stderr))
         return Outcome(done.returncode, out, err)
 
@@ -151,24 +143,19 @@ def cli(clean_environment: None) -> Callable[..., Outcome]:
 
 @pytest.fixture
 def start(clean_environment: None) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """start(*argv, env=None, cwd=None, python=sys.executable): a process to send signals to.
+    """start(*argv, env=None): a process to send signals to.
 
     It leads a session of its own, as text on pipes; what still runs after the test is killed.
     """
     running: list[subprocess.Popen[str]] = []
 
     def call(
-        *argv: object,
-        env: Mapping[str, str | None] | None = None,
-        cwd: str | os.PathLike[str] | None = None,
-        python: str | os.PathLike[str] = sys.executable,
-        **options: Any,
+        *argv: object, env: Mapping[str, str | None] | None = None, **options: Any
     ) -> subprocess.Popen[str]:
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process: subprocess.Popen[str] = subprocess.Popen(
-            command(argv, python),
+            command(argv),
             env=surroundings(env),
-            cwd=cwd,
             encoding="utf-8",
             errors="replace",
             start_new_session=True,

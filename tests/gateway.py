@@ -4,7 +4,6 @@ It checks requests as strictly as the real services do and answers with a drawn 
 what it received: the prompt, the shape and the references; streamed where the request says so.
 
     python3 tests/gateway.py -- python3 scripts/generate.py --prompt "a red apple" --output a.jpeg
-    python3 tests/gateway.py --port 8080 --stream-style new-api
 
     with Gateway() as gateway:  # in a test, with full control over what comes back
         gateway.answer(Reply(429, {"Retry-After": "1"}), Reply(drop="body"))  # then as usual
@@ -59,7 +58,6 @@ KEY = "sk-standin-0123456789abcdefghijklmnop"
 VENV = Path(__file__).resolve().parent.parent / ".venv"
 SMALLEST_BYTES = 10_001  # clients take anything smaller for a broken answer
 AT_ONCE = (65_536, 0.0)  # (bytes, seconds between): the pace of an answer that nothing slows down
-STYLES = ("openai", "openrouter", "new-api", "volcengine", "litellm")  # of streams
 
 
 # --- Values ---
@@ -138,8 +136,6 @@ class Reply:
     def __post_init__(self) -> None:
         if self.chunked is None:
             object.__setattr__(self, "chunked", self.events is not None)
-        if {self.hang, self.drop} - {None, "accept", "before", "headers", "body"}:
-            raise ValueError(f"no such place: {self.hang or self.drop}")
 
 
 CROWDED = Reply(429, {"Retry-After": "1"})
@@ -385,9 +381,7 @@ class Job(NamedTuple):
 def image_usage(job: Job, pictures: int, drafts: int = 0) -> dict[str, Any]:
     names = "input_tokens", "output_tokens", "total_tokens"
     made = pictures * job.size[0] * job.size[1] // 1000 + 100 * drafts  # as at medium quality
-    usage, images = job.usage(made, *names), 258 * len(job.references)
-    details = {"text_tokens": usage["input_tokens"] - images, "image_tokens": images}
-    return {**usage, "input_tokens_details": details}
+    return job.usage(made, *names)
 
 
 def looks(job: Job) -> dict[str, Any]:
@@ -396,8 +390,7 @@ def looks(job: Job) -> dict[str, Any]:
 
 def give_images(job: Job, gateway: Gateway, stream: str) -> Reply:
     if job.option("stream"):
-        whole = gateway.style == "volcengine"
-        return Reply(events=whole_events(job, gateway) if whole else image_events(job, stream))
+        return Reply(events=image_events(job, stream))
     count, data = job.option("n"), []
     for number in range(1, count + 1):
         note = f"   {number}/{count}" if count > 1 else ""
@@ -424,61 +417,30 @@ def image_events(job: Job, stream: str) -> list[Any]:
     return [*made, {"type": f"{stream}.completed", "b64_json": final, **common, "usage": usage}]
 
 
-def whole_events(job: Job, gateway: Gateway) -> list[Any]:
-    """Volcengine's: a partial success is a finished picture; what completes has none."""
-    url = gateway.publish(f"{uuid.uuid4().hex}.png", job.picture())
-    head = {"model": job.model, "created": int(time.time())}
-    finished = {"type": "image_generation.partial_succeeded", "image_index": 0, "url": url, **head}
-    usage = {**image_usage(job, 1), "generated_images": 1}
-    end = {"type": "image_generation.completed", **head, "usage": usage}
-    return [finished, end, "data: [DONE]"]
-
-
 def give_chat(job: Job, gateway: Gateway) -> Reply:
     images = [f"data:image/jpeg;base64,{image}" for image in job.with_drafts(gateway.drafts)]
     made = 1120 * len(images)  # what Gemini 3 Pro Image reports for one of up to 2K
     usage = job.usage(made, "prompt_tokens", "completion_tokens", "total_tokens")
     head = {"id": uuid.uuid4().hex, "created": int(time.time()), "model": job.model}
     if job.option("stream"):
-        deltas = CHAT_STYLES.get(gateway.style, openrouter)(images)
-        return Reply(events=chat_events(head, deltas, usage))
-    message = {"role": "assistant", "content": markdown(images)}
+        return Reply(events=chat_events(head, images, usage))
+    content = "\n".join(["Here you go", *(f"![image]({image})" for image in images)])
+    message = {"role": "assistant", "content": content}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     return Reply(body={"object": "chat.completion", **head, "choices": [choice], "usage": usage})
 
 
-def markdown(images: Sequence[str]) -> str:
-    return "\n".join(["Here you go", *(f"![image]({image})" for image in images)])
-
-
-def openrouter(images: Sequence[str]) -> list[Any]:
-    parts = [{"type": "image_url", "image_url": {"url": image}, "index": 0} for image in images]
-    comments = [": OPENROUTER PROCESSING"] * 2
-    return [*comments, {"content": ""}, *({"content": "", "images": [part]} for part in parts)]
-
-
-def new_api(images: Sequence[str]) -> list[Any]:
-    """Markdown, cut anywhere."""
-    content, thoughts = markdown(images), {"reasoning_content": "A calm composition."}
-    size = len(content) // 5 + 1
-    pieces = [content[start : start + size] for start in range(0, len(content), size)]
-    return [thoughts, ": PING", *({"content": piece} for piece in pieces)]
-
-
-CHAT_STYLES = {  # all others: openrouter
-    "new-api": new_api,
-    "litellm": lambda images: [{"image": {"url": image}} for image in images],  # formerly
-}
-
-
-def chat_events(head: Mapping[str, Any], deltas: Sequence[Any], usage: Any) -> list[Any]:
-    """Chunks with these deltas, and the end; comments stay as they are."""
+def chat_events(head: Mapping[str, Any], images: Sequence[str], usage: Any) -> list[Any]:
+    """As OpenRouter has it: comments, a chunk for each picture, and the end."""
 
     def piece(delta: Mapping[str, Any], reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": {"role": "assistant", **delta}, "finish_reason": reason}
         return {"object": "chat.completion.chunk", **head, "choices": [choice]}
 
-    chunks = [delta if isinstance(delta, str) else piece(delta) for delta in deltas]
+    chunks: list[Any] = [": OPENROUTER PROCESSING", piece({"content": ""})]
+    for image in images:
+        part = {"type": "image_url", "image_url": {"url": image}, "index": 0}
+        chunks.append(piece({"content": "", "images": [part]}))
     return [*chunks, {**piece({}, "stop"), "usage": usage}, "data: [DONE]"]
 
 
@@ -638,8 +600,8 @@ ROUTES = {
 
 # --- The wire ---
 
-# Bytes to send, seconds to wait, or a word: an "event" has gone out; the end, with the connection
-# to "keep", "close" or "reset", or a "hang" until released
+# Bytes to send, seconds to wait, or the end: a connection to "keep", "close" or "reset", or a
+# "hang" until released
 Step = Union[bytes, float, str]
 
 
@@ -714,7 +676,6 @@ def body_steps(reply: Reply, body: bytes) -> Iterator[Step]:
         pieces = encoded_events(reply)
         for piece in pieces[: reply.fault_after]:
             yield from paced(piece, pace, chunked)
-            yield "event"
         body = b"" if reply.truncate is None else b"".join(pieces[reply.fault_after or 0 :])
     elif reply.hang or reply.drop:
         body = body[: len(body) // 2]
@@ -781,13 +742,10 @@ class Gateway:
     limit: int | None = None  # most POSTs in work at once; any more are answered 429
     delay: float = 0.0  # seconds that each picture takes
     drafts: int = 0  # pictures before the final one, in chat and native answers
-    port: int = 0
-    style: str = "openai"  # of streams, see STYLES; OpenAI's has OpenRouter's chats, and so on
     requests: list[Received] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)  # requests that make no sense, bugs
     media: dict[str, tuple[bytes, str]] = field(default_factory=dict)
     peak: int = 0  # most POSTs in work at once, those over the limit included
-    events_sent: int = 0
     closed: bool = False
 
     def __post_init__(self) -> None:
@@ -796,7 +754,7 @@ class Gateway:
         self._always: list[tuple[str | None, Answer]] = []
         self._changed = threading.Condition()
         self._released = threading.Event()
-        self._server = Server(("127.0.0.1", self.port), Handler)
+        self._server = Server(("127.0.0.1", 0), Handler)
         self._server.gateway = self
         self.origin = f"http://127.0.0.1:{self._server.server_port}"
         self.url = f"{self.origin}/v1"
@@ -837,10 +795,6 @@ class Gateway:
         self._await(lambda: len(self.requests) >= count, timeout)
         return list(self.requests)
 
-    def wait_for_events(self, count: int, timeout: float = 10) -> None:
-        """Block until so many events of streams have gone out."""
-        self._await(lambda: self.events_sent >= count, timeout)
-
     def wait_until_idle(self, timeout: float = 10) -> None:
         """Block until no POST is in work, those of clients that are gone included."""
         self._await(lambda: not self._working, timeout)
@@ -849,7 +803,7 @@ class Gateway:
         with self._changed:
             if not self._changed.wait_for(done, timeout):
                 counts = f"{len(self.requests)} requests, {len(self._working)} of them in work"
-                raise TimeoutError(f"{timeout} s, {counts}, {self.events_sent} events sent")
+                raise TimeoutError(f"{timeout} s, {counts}")
 
     def publish(self, name: str, data: bytes, content_type: str = "image/png") -> str:
         """The URL at which these bytes are now served, to clients that bring no key."""
@@ -879,12 +833,7 @@ class Gateway:
                 if isinstance(step, bytes):
                     # subtle: before the client can know, so that its next one is never too many
                     self._working.discard(me)
-                if step == "event":
-                    with self._changed:
-                        self.events_sent += 1
-                        self._changed.notify_all()
-                else:
-                    perform(step, released)
+                perform(step, released)
         finally:
             with self._changed:
                 self._working.discard(me)
@@ -996,22 +945,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "Image" not in globals():
         return start_over(argv)
     border = argv.index("--") if "--" in argv else len(argv)
-    hint = "[402] or [400 moderation_blocked] in a prompt makes the gateway fail so. "
     parser = argparse.ArgumentParser(
-        usage="gateway.py [--port N] [--delay S] [--stream-style NAME] [-- COMMAND ARGS...]",
+        usage="gateway.py [--delay S] [-- COMMAND ARGS...]",
         description="A gateway that draws what it is asked for, in place of a real picture.",
-        epilog=hint + "With -- COMMAND it runs that, and ends with it.",
+        epilog="[402] or [400 moderation_blocked] in a prompt makes the gateway fail so. "
+        "With -- COMMAND it runs that, and ends with it.",
     )
-    parser.add_argument("--port", type=int, default=0, help="default: any free one")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds for each picture")
-    parser.add_argument("--stream-style", choices=STYLES, default="openai", help="whose streams")
-    given = parser.parse_args(argv[:border])
-    try:
-        gateway = Gateway(port=given.port, delay=given.delay, style=given.stream_style)
-    except (OSError, OverflowError) as error:
-        say(f"cannot listen on port {given.port}: {error}.")
-        return 2
-    with gateway, tempfile.TemporaryDirectory(prefix="stand-in-") as folder:
+    delay = parser.parse_args(argv[:border]).delay
+    with Gateway(delay=delay) as gateway, tempfile.TemporaryDirectory(prefix="stand-in-") as folder:
         environment = settings(gateway, str(Path(folder, "ledger.db")))
         command = argv[border + 1 :]
         return run(command, environment) if command else stay(environment)

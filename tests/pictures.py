@@ -26,7 +26,6 @@ RED, GREEN, BLUE, YELLOW = MOTIF = (200, 20, 20), (30, 180, 60), (20, 40, 200), 
 SMALL, LARGE = (400, 300), (1280, 960)  # within and over the limit of 1024 px
 HTML = "<!doctype html><title>502 Bad Gateway</title><script>alert(1)</script>"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30"><circle r="9"/></svg>'
-PDF = b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n%%EOF\n"
 
 # --- Drawing and judging ---
 
@@ -273,6 +272,21 @@ def deep_keyed(mode: str = "RGB", size=(1280, 96)) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+def faint_keyed() -> bytes:
+    """As `keyed`, at 4 bits of grey, of which the brightest is the key."""
+    image = motif(LARGE, "L").point(lambda value: value * 15 // 255)
+    hole = [edge * share for share in (3 / 8, 5 / 8) for edge in LARGE]
+    ImageDraw.Draw(image).rectangle(hole, fill=15)
+    pixels = image.tobytes()
+    packed = bytes(high << 4 | low for high, low in zip(pixels[::2], pixels[1::2]))
+    length = LARGE[0] // 2
+    rows = b"".join(b"\0" + packed[at : at + length] for at in range(0, len(packed), length))
+    header = struct.pack(">IIBBBBB", *LARGE, 4, 0, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"tRNS", struct.pack(">H", 15))]
+    parts += [chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
 def big_tiff(order: str = "<", size=SMALL) -> bytes:
     """The motif as a BigTIFF in this byte order (libtiff.gitlab.io/libtiff: BigTIFF)."""
     (width, height), pixels = size, motif(size).tobytes()
@@ -401,6 +415,7 @@ TRAPS: dict[str, Trap] = {
     "16-bit-ramp.png": Trap(deep_ramp, REMADE, tolerance=0),
     "16-bit-keyed.png": Trap(deep_keyed, REMADE, True),
     "16-bit-grey-keyed.png": Trap(partial(deep_keyed, "L"), REMADE, True),
+    "4-bit-grey-keyed.png": Trap(faint_keyed, REMADE, True),
     "big-ii.tiff": Trap(big_tiff, REMADE, tolerance=1),
     "big-mm.tiff": Trap(partial(big_tiff, ">"), REMADE, tolerance=1),
     "float.tiff": Trap(deep_motif, REMADE, tolerance=50),

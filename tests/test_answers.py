@@ -50,10 +50,12 @@ TALK = {  # a chat's words
     "HTML, escaped": '<img src="$LINK(FINAL, 5f3a)?a=1&amp;b=2"/>',
     # words beside it
     "thoughts": f"<think>I can't draw it. {'Hm. ' * 4000}</think>![image]($LINK)",
+    "a download below a preview": "![x]($LINK(DRAFT, s.png))\n[点击下载]($LINK(FINAL, l.png))",
     "a source below it": "![image]($LINK)\nSee $LINK(DRAFT, d.png)",
     "an echo of the prompt": '{"prompt": "I CAN\'T MAKE IT UP"} done.\n![image]($LINK)',
     "a caveat": "![image]($LINK)\nI was unable to draw the logo exactly.",
     "a refusal beside bytes": f"{SORRY}\n![image]($DATA)",
+    "a refusal, bytes and a link": f"{SORRY} ![image]($DATA) https://policy.example/x",
     "the reference first": "From ![image]($DATA(REFERENCE)) to ![image]($DATA)",
     "the reference last": "![image]($DATA) from ![image]($DATA(REFERENCE))",
 }
@@ -436,6 +438,8 @@ QUOTED = {  # what the message repeats of an answer
     "upstream says hello": "upstream says hello",
     "NO_IMAGE": '{"candidates": [{"finishReason": "NO_IMAGE"}]}',
     "queue is full": '{"success": false, "message": "queue is full"}',
+    "error calling safety checker": '{"error": "error calling safety checker"}',
+    "NSFW checker crashed": '{"reason": "", "msg": "NSFW checker crashed: no memory"}',
     "参数错误": '{"code": -1, "msg": "参数错误", "data": null}',
     "Upstream died": '{"choices": [{"error": {"message": "Upstream died"}}]}',
     "No route": '{"success": false, "errors": [{"code": 7003, "message": "No route"}]}',
@@ -538,6 +542,11 @@ def test_link_that_may_be_the_picture_s_is_told(gateway: Gateway, text: str) -> 
     assert (error.image_url, link in error.hint) == (link, True)
 
 
+def test_link_that_leads_to_no_picture_is_told_whole(gateway: Gateway) -> None:
+    error = failure("openai", gateway, '{"data": [{"url": "$PATH(PAGE, 5f3a)"}]}')
+    assert error.image_url == Shelf(gateway).link(PICTURES["PAGE"], "5f3a")
+
+
 REFUSING = """
 I'm sorry, but I can't create that image.
 I'm very sorry, but I cannot generate images of real people.
@@ -594,6 +603,9 @@ RANKED = {
     "avatar, refused": '{"choices": [{"text": "I\'m sorry, I can\'t"}], "avatar": "$DATA"}',
     "prompt": '{"data": [{"revised_prompt": "as in ![this]($LINK)", "url": ""}]}',
     "an error beside it": '{"error": {"code": 500, "message": "Late"}, "data": [{"url": "$LINK"}]}',
+    "words like an error's": '{"message": "Rate limit: 3 left", "images": [{"url": "$LINK"}]}',
+    "a part that failed": '{"output": ["$LINK"], "errors": [{"code": "content_filter"}]}',
+    "another's state": '{"webhook_status": "failed", "status": "succeeded", "output": "$LINK"}',
     "a failed attempt": '{"attempts": [{"status": "failed"}], "output": "$LINK"}',
     "a failed task's bytes": '{"status": "failed", "image": "$B64"}',
     "unfinished, with bytes": '{"status": "processing", "image": "$B64"}',
@@ -623,6 +635,7 @@ ECHOED = {  # the error, and the answer
     "of what was sent": ("refused", '{"finish_reason": "content_filter", "request": "$LINK"}'),
     "DashScope": ("refused", '{"code": "DataInspectionFailed", "input": {"image": "$LINK"}}'),
     "a log-in page": ("response", '<!DOCTYPE html><img src="$LINK"><img src="$DATA">'),
+    "a page behind a comment": ("response", '<!-- v2 --><body><img src="$LINK">'),
     "a page's head": ("response", '<html><meta property="og:image" content="$LINK"></html>'),
 }
 

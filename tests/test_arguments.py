@@ -86,6 +86,7 @@ OTHERS = {  # flags, and what the error must name: the thing, the value, what wo
     "not of dall-e-3": ("--model dall-e-3 --size auto", "auto 1792x1024"),
     "n 11 for gemini": ("--n 11", "n 11 10"),
     "n 2 in a stream": (f"{GPT} --stream --n 2", "--stream --n 1 2"),
+    "a check in no time": ("--check --timeout 0", "timeout 0 seconds"),
     "n 2 with dall-e-3": ("--model dall-e-3 --n 2", "n 2 dall-e-3 one"),
     "references of dall-e-3": ("--model dall-e-3 " + references(1), "dall-e-3 no reference images"),
     **{name: (f"--output cup{name}", f"extension {name} .webp") for name in (".ico", ".pdf")},

@@ -112,7 +112,6 @@ def used(**tokens: int) -> list[Reply]:
 
 KEY, LATE, EMPTY = Reply(401), Reply(524), Reply(body={"choices": []})
 WORDS = Reply(body=bodies.chat("I would rather talk about the weather."))
-PAGE = Reply(body=bodies.page("Hello"))
 DRAFT = Reply(events=[bodies.delta(bodies.markdown(bodies.data_url(bodies.DRAFT)))], fault_after=1)
 REFUSED = Reply(400, body=bodies.canonical(code="moderation_blocked"))
 GPT, UNPRICED = "--model gpt-image-2", "--model seedream-4"
@@ -133,13 +132,11 @@ ENDS = {
     "saved n=3": ([picture], f"{GPT} --n 3", 0, None, "yes", 1.05, 1.05, ", about 1.05 CNY\n"),
     "one of two": ([HALF], f"{GPT} --n 2", 0, None, "yes", 0.35, 0.7, f", {MISSING}\n"),
     "wrong key": ([KEY], "", 4, "auth", "no", 0, 0, FREE),
-    "no credit": ([Reply(402)], "", 5, "quota", "no", 0, 0, FREE),
     "draft": ([DRAFT], "", 6, "unavailable", "maybe", 0, 1, MAYBE),
     "refused": ([REFUSED], "", 7, "refused", "no", 0, 0, FREE),
     "not stored": ([blocked], "", 8, "save", "yes", 1, 1, "] billed: about 1.00 CNY"),
     "empty": ([EMPTY], "", 9, "response", "yes", 1, 1, "] billed: about 1.00 CNY"),
     "words": ([WORDS], "", 9, "response", "maybe", 0, 1, MAYBE),
-    "web page": ([PAGE], "", 9, "response", "maybe", 0, 1, MAYBE),
     "no price": ([picture], UNPRICED, 0, None, "yes", None, None, ", price unknown\n"),
     "no price, key": ([KEY], UNPRICED, 4, "auth", "no", 0, 0, FREE),
     "no price, lost": ([EMPTY], UNPRICED, 9, "response", "yes", None, None, "price unknown"),
@@ -384,6 +381,13 @@ def test_costs_tell_local_time(shop: Shop, clock: Any) -> None:
     clock("2026-06-15 00:30", CHINA)
     shop.buy()
     assert "\n2026-06-15 00:30:00  gemini" in shop.run("--costs").out
+
+
+def test_ledger_in_a_folder_that_is_there(shop: Shop) -> None:
+    """As after somebody has removed the file."""
+    shop.ledger.parent.mkdir(parents=True)
+    shop.buy()
+    assert len(shop.rows("id")) == 1
 
 
 @pytest.mark.parametrize("ledger", ["", "off", "empty.db"])

@@ -153,6 +153,7 @@ WORDS = {  # what is said, and what a system, Python or urllib3 says of it, befo
         Read timed out. (read timeout=30)
         ConnectTimeoutError""",
     "compression is broken": "Error -3 while decompressing data: incorrect header check",
+    "cannot be reached: OSError.": "Authorization: Bearer something",
     "connection refused": f"{UNREACHED}: [Errno 111] Connection refused",
     "there is no route to it": """
         [Errno 101] Network is unreachable
@@ -335,17 +336,6 @@ def test_packed_answer_that_grows_a_thousandfold(ask: Asker, gateway: Gateway) -
     body, _ = body_of("gemini", usage={"filler": " " * 3_000_000, "total_tokens": 7})
     gateway.answer(Reply(body=body, gzip=True))
     assert ask.picture()["total_tokens"] == 7
-
-
-def test_fault_of_an_unknown_kind_is_named(ask: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its class alone, as its words may quote headers."""
-
-    def fail(*_: object, **__: object) -> None:
-        raise LookupError("Authorization: Bearer something")
-
-    monkeypatch.setattr("requests.Session.request", fail)
-    ask.at("http://127.0.0.1:1")
-    assert ask.error("unavailable no True")["message"].endswith(" cannot be reached: LookupError.")
 
 
 def test_first_of_two_pictures_survives_the_cut(ask: Asker, gateway: Gateway) -> None:

@@ -354,6 +354,8 @@ LINKS = {  # kind, retryable and number of requests
     "page": (Reply(body=pictures.HTML), AT_ONCE),
     "to a file": (Reply(302, {"Location": "file:///etc/passwd"}), AT_ONCE),
     "to itself": (Reply(302, {"Location": "?k=v"}), ("usage", False, 6)),
+    "408": (Reply(408), LATER),
+    "425": (Reply(425), LATER),
     "429": (Reply(429), LATER),
     "500": (Reply(500), LATER),
     "reset": (Reply(drop="before"), LATER),
@@ -376,6 +378,8 @@ def test_link(gateway: Gateway, run: Run, internet: Net, reply: Any, expected: A
     assert (error.get("kind"), error.get("retryable"), len(fetches)) == expected
     assert gateway.calls == [] and error.get("billed", "no") == "no"
     assert f"The reference {PLACE} " in error.get("message", f"The reference {PLACE} ")
+    is_page = isinstance(reply, Reply) and reply.body == pictures.HTML
+    assert is_page == ("leads to a picture" in error.get("hint", ""))
 
 
 PUBLIC = "93.184.215.14"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import generate
 import pytest
-from bodies import canonical, chat
 from conftest import table
 from gateway import Gateway, Reply, free_size
 
@@ -21,20 +19,6 @@ CATALOGUE = {  # model: family, CNY a picture, most references, most pictures a 
     "gpt-image-2": ("openai", 0.35, 16, 10),
     "gpt-image-1": ("openai", 0.50, 16, 10),
     "dall-e-3": ("openai", 0.26, 0, 1),
-}
-SIZES = {  # ratio: of gpt-image-2, gpt-image-1 and dall-e-3
-    "1:1": "1024x1024 1024x1024 1024x1024",
-    "3:2": "1536x1024 1536x1024 1792x1024",
-    "2:3": "1024x1536 1024x1536 1024x1792",
-    "4:3": "1536x1152 1536x1024 1792x1024",
-    "3:4": "1152x1536 1024x1536 1024x1792",
-    "16:9": "1536x864 1536x1024 1792x1024",
-    "9:16": "864x1536 1024x1536 1024x1792",
-    "4:5": "1024x1280 1024x1536 1024x1792",
-    "5:4": "1280x1024 1536x1024 1792x1024",
-    "21:9": "1568x672 1536x1024 1792x1024",
-    "1.91:1": "1712x896 1536x1024 1792x1024",
-    "2.35:1": "1504x640 1536x1024 1792x1024",
 }
 ERRORS = {  # exit code, kind, billed
     generate.InternalError: (1, "internal", "maybe"),
@@ -50,15 +34,13 @@ ERRORS = {  # exit code, kind, billed
     generate.BudgetError: (10, "budget", "no"),
     generate.Interrupted: (130, "interrupted", "maybe"),
 }
-FACTS = ("kind", "billed", "retryable", "status")  # of an error
-MODERATED = canonical("No.", "moderation_blocked")
 
 
 # --- Models ---
 
 
 def test_list_models_shows_the_catalogue(run: Any) -> None:
-    """`--list-models`: the catalogue with family and price, for people and as JSON."""
+    """`--list-models`: the catalogue with family and price, for people."""
     outcome = run("--list-models")
     assert (outcome.code, outcome.err) == (0, "")
     lines = [line.split()[:5] for line in outcome.out.splitlines()[1:]]
@@ -66,10 +48,6 @@ def test_list_models_shows_the_catalogue(run: Any) -> None:
         [name, family, f"{price:.2f}", str(references), str(count)]
         for name, (family, price, references, count) in CATALOGUE.items()
     ]
-    models = run("--list-models", "--json").json["models"]
-    rows = [(row["name"], row["family"], row["price_cny"]) for row in models]
-    assert rows == [(name, *row[:2]) for name, row in CATALOGUE.items()]
-    assert models[-1]["sizes"] == ["1024x1024", "1792x1024", "1024x1792"]
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
@@ -179,7 +157,6 @@ def test_any_other_name_is_a_usage_error_with_the_list(name: str) -> None:
 
 def test_sizes_by_ratio_are_exact_and_gpt_image_2_makes_them() -> None:
     """`OPENAI_SIZE_BY_RATIO` gives the exact ratio where the model can make it."""
-    assert {ratio: row.split()[0] for ratio, row in SIZES.items()} == generate.OPENAI_SIZE_BY_RATIO
     for ratio, size in generate.OPENAI_SIZE_BY_RATIO.items():
         width, height = map(int, size.split("x"))
         across, down = map(float, ratio.split(":"))
@@ -187,32 +164,7 @@ def test_sizes_by_ratio_are_exact_and_gpt_image_2_makes_them() -> None:
         assert free_size(size) and off < (0.001 if "." in ratio else 1e-9), ratio
 
 
-COLUMNS = [("gpt-image-2", 0), ("gpt-image-1", 1), ("dall-e-3", 2)]
-UNKNOWN = [("gpt-image-9", 0), ("gpt-image-1.5", 1), ("seedream-4-0", 1), ("dall-e-9", 2)]
-
-
-@pytest.mark.parametrize(("model", "column"), [*COLUMNS, *UNKNOWN])
-def test_each_ratio_is_the_nearest_shape_that_the_model_has(
-    gateway: Gateway, run: Any, model: str, column: int
-) -> None:
-    """A size that the model refuses, or a portrait for a landscape, wastes the call."""
-    asked = {}
-    for ratio in SIZES:
-        dry = run("--prompt", "a cup", "--model", model, "--aspect-ratio", ratio, "--dry-run")
-        asked[ratio] = dry.json["json"]["size"]
-    assert asked == {ratio: row.split()[column] for ratio, row in SIZES.items()}
-
-
 # --- Exit codes ---
-
-
-def test_exit_codes_are_one_table(run: Any) -> None:
-    """Exit codes, one table in code that the classes, `--help` and the JSON all follow."""
-    rows = [row[:3] for row in generate.EXIT_CODES if row[0]]
-    assert rows == list(ERRORS.values())
-    shown = run("--help").out
-    for code, kind, billed in [(0, "(ok|saved)", "yes"), *rows]:
-        assert re.search(rf"(?m)^ *{code} +{kind} .*\b{billed}\b", shown), kind
 
 
 @pytest.mark.parametrize("kind", ERRORS)
@@ -221,31 +173,14 @@ def test_every_error_class_is_its_row(kind: Any) -> None:
     error = kind("No.", "Do this.")
     assert isinstance(error, generate.ImageGenError)
     assert (error.exit_code, error.kind, error.billed) == ERRORS[kind]
-    assert (error.message, error.hint, error.status) == ("No.", "Do this.", None)
+    assert (error.message, error.hint, error.status, error.attempts) == ("No.", "Do this.", None, 0)
     assert error.retryable is (kind is generate.UnavailableError)
 
 
-@table(
-    "answer, code, facts",
-    {
-        "usage": (None, 2, "usage no False None"),
-        "401": (Reply(401), 4, "auth no False 401"),
-        "reset": (Reply(drop="before"), 6, "unavailable maybe True None"),
-        "moderation": (Reply(400, body=MODERATED), 7, "refused no False 400"),
-        "no picture": (Reply(body=chat("")), 9, "response yes False 200"),
-    },
-)
-def test_each_end_has_its_code_and_its_json(
-    gateway: Gateway, run: Any, answer: Reply | None, code: int, facts: str
-) -> None:
-    """On failure: `ok: false` and `error`; the others are in the tests of their modules."""
-    gateway.answer(*filter(None, [answer]))
-    outcome = run("--json", "--prompt", "a cup" if code != 2 else "")
-    error = outcome.json["error"]
-    assert (outcome.code, outcome.json["ok"], outcome.out.count("\n")) == (code, False, 1)
-    assert set(error) == {"message", "hint", "possible_cost_cny", *FACTS}
-    assert " ".join(str(error[name]) for name in FACTS) == facts
-    assert error["hint"]
-    assert ("a stand-in gateway that is no longer running" in error["hint"]) == (code == 4)
-    assert error["message"] in outcome.err.replace("\n[image-gen] ", " ")
-    assert len(gateway.calls) == (answer is not None)
+def test_hint_of_a_stand_in_that_is_gone(gateway: Gateway, run: Any) -> None:
+    """Its variables may be left over where a key is refused, but not where a call breaks off."""
+    gateway.answer(Reply(401), Reply(drop="before"))
+    told = [run("--json", "--prompt", "a cup").json for _ in range(2)]
+    assert [facts["ok"] for facts in told] == [False, False]
+    hints = [facts["error"]["hint"] for facts in told]
+    assert ["stand-in gateway that is no longer running" in hint for hint in hints] == [True, False]

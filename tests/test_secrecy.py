@@ -92,6 +92,15 @@ def test_redaction(gateway: Gateway, run: Run, echo: str) -> None:
     assert leaks(*shown(done), done.json) == []
 
 
+def test_redaction_of_either_base64(gateway: Gateway, run: Run, monkeypatch: Any) -> None:
+    """Of a key whose base64 has letters in which the two alphabets differ."""
+    key = "sk-~~~???>>>~o?~o?~o?"
+    monkeypatch.setenv("OMNIMAAS_API_KEY", key)
+    for encode in (base64.standard_b64encode, base64.urlsafe_b64encode):
+        gateway.answer(Reply(400, body=failed(encode(key.encode()).decode())))
+        assert leaks(run(*OPENAI, "--json").json, key=key) == []
+
+
 DRAFT = {"type": "image_generation.partial_image", "partial_image_index": 0}  # then it breaks off
 PLACES: dict[str, Any] = {  # exit code, and where a gateway puts what it echoes
     "401 message": (4, lambda x, g: Reply(401, body=failed(f"Incorrect key: {x}", code="api_key"))),

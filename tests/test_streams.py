@@ -17,7 +17,7 @@ import bodies
 import pytest
 from bodies import DRAFT, FINAL, OTHER_DRAFT, USAGE, Shelf, b64, completed, data_url, delta, partial
 from conftest import MODELS, table
-from gateway import STYLES, Gateway, Reply
+from gateway import Gateway, Reply
 
 pytestmark = pytest.mark.usefixtures("short_waits")
 
@@ -144,6 +144,10 @@ FINISHED: dict[str, Any] = {  # events, which may have links to FINAL in them, a
     "OpenAI's Responses": (RESPONSES, {}),
     "GrsAI": ([{"results": [{"url": "$LINK"}], "progress": 100, "status": "succeeded"}], {}),
     "a list": ([f"data: {json.dumps([bodies.made(FINAL)])}", DONE], {}),
+    "events without blank lines": (
+        [f"data: {json.dumps(partial(DRAFT))}\ndata: {json.dumps(completed(FINAL))}"],
+        {},
+    ),
     "two lines, no blank one": ([f"data: {TWO_LINES}\n{DONE}"], {}),
     "a text": ([f"data: {json.dumps(DRAWN)}", DONE], {}),
     "words between": ([*map(delta, PIECES[:3]), "data: ping", delta(PIECES[3]), END], {}),
@@ -182,12 +186,11 @@ ROUTES: dict[str, Any] = {  # model's family, more words, the fields of the requ
 
 
 @table("family, more, fields", ROUTES)
-@pytest.mark.parametrize("style", STYLES)
 def test_stream_is_asked_for_and_read(
-    ask: Any, gateway: Gateway, reference: Path, style: str, family: str, more: Any, fields: Any
+    ask: Any, gateway: Gateway, reference: Path, family: str, more: Any, fields: Any
 ) -> None:
-    """In each style of the stand-in; `partial_images: 2` goes to the image endpoints only."""
-    gateway.style, gateway.drafts = style, 2
+    """`partial_images: 2` goes to the image endpoints only."""
+    gateway.drafts = 2
     more = [*more, reference] if more == ["--reference-image"] else more
     facts = ask(family, Reply(), *STREAM, *more).json
     (sent,) = gateway.calls

@@ -109,7 +109,6 @@ both_signals = pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM]
         "proving the output": ("open|/out/|0", HANG),
         "reading a reference": ("open|reference.png|0", HANG),
         "connecting": ("socket.connect|127.0.0.1|0", HANG),
-        "before the answer": ("", HANG),
         "amid the headers": ("", Reply(hang="headers")),
         "amid the body": ("", Reply(hang="body")),
     },
@@ -130,19 +129,6 @@ def test_signal_before_there_is_a_picture(
 
 @pytest.mark.long
 @both_signals
-def test_signal_between_two_attempts(
-    gateway: Gateway, case: Case, reference: Path, signum: int
-) -> None:
-    """No second request goes out once the user has said stop."""
-    gateway.answer_always(Reply(503, {"Retry-After": "50"}))
-    case.begin("--reference-image", reference)
-    while "503" not in case.process.stderr.readline():
-        assert case.process.poll() is None
-    assert (case.finish(signum)[0], len(gateway.calls)) == (130, 1)
-
-
-@pytest.mark.long
-@both_signals
 def test_signal_while_the_result_is_fetched(gateway: Gateway, case: Case, signum: int) -> None:
     """The picture is paid for: where it cannot be had any more, its URL is what the user gets."""
     url = gateway.publish("x.jpg", PICTURE, "image/jpeg")
@@ -155,7 +141,7 @@ def test_signal_while_the_result_is_fetched(gateway: Gateway, case: Case, signum
 
 
 SAVING = {
-    "beginning to save": ("open|/out/|1",),
+    "beginning to save": ("open|/out/|2",),
     "renaming": ("os.rename|/out/|0",),
     "tidying up": ("os.remove|/out/|1",),
 }

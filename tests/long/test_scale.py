@@ -23,11 +23,10 @@ from typing import Any
 import psutil
 import pytest
 from gateway import Gateway, Received, Reply, draw
+from test_papers import ROOT, SPEC, blocks, read
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-SPEC = (ROOT / "references" / "parameter-spec.md").read_text(encoding="utf-8")
 JOBS, AT_ONCE = 200, 8
 AWKWARD = (
     "a cup, 50 % off",
@@ -38,15 +37,9 @@ AWKWARD = (
 )
 
 
-def example(name: str) -> str:
-    """The file of that name as the paper shows it."""
-    found = re.findall(rf"^```\w+\n(# {re.escape(name)}\n.*?)^```$", SPEC, re.DOTALL | re.MULTILINE)
-    return str(found[0])
-
-
 def command(program: str) -> str:
     """The one line that the paper types to start that program."""
-    [line] = set(re.findall(rf"^\$ ({re.escape(program)}.*)$", SPEC, re.MULTILINE))
+    [line] = set(re.findall(rf"^\$ ({re.escape(program)}.*)$", read(SPEC), re.MULTILINE))
     return str(line)
 
 
@@ -89,7 +82,8 @@ class Shop:
         (home / "bin" / "python3").chmod(0o755)
         self.order(JOBS)
         for name in ("shot.sh", "shots.py", "cluster.py"):
-            (self.folder / name).write_text(example(name), encoding="utf-8")
+            [text] = [it.text for it in blocks(SPEC) if it.text.startswith(f"# {name}\n")]
+            (self.folder / name).write_text(text, encoding="utf-8")
         path = f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}"
         self.environment = {**os.environ, "HOME": str(home), "PATH": path, "LC_ALL": "C.UTF-8"}
         program = home / "product-shots-image-gen" / "scripts" / "generate.py"

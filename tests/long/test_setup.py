@@ -243,7 +243,7 @@ def test_without_the_venv_module(machine: Machine, programs: Any, says: str, ask
 def test_from_nothing(machine: Machine, programs: dict[str, str]) -> None:
     """A newcomer's first minutes: without a network, with it, and, all being well, without."""
     first = machine.has(sudo=NEVER, **USER, **programs).setup(env=OFFLINE)
-    refused(first, "Is there a network?")
+    refused(first, "Is there a network connection?")
     (machine.venv / "mine").touch()  # what is sound already is left as it is
     second = machine.follow(first)
     prepared(second, machine.python)
