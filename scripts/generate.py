@@ -2152,25 +2152,29 @@ class Inbox:
         self._data: list[bytes] = []
 
     def feed(self, chunk: bytes) -> None:
-        self.body += chunk
         if self.is_stream is None:
-            self.body = self.body.lstrip(b"\xef\xbb\xbf \t\r\n")  # a BOM, and blanks as keep-alive
-            if len(self.body) < len("data:image/"):
-                return
-            self._decide()
-            chunk = bytes(self.body)
-        if self.is_stream and b"\n" in chunk:
-            *lines, rest = bytes(self.body).split(b"\n")
-            self.body = bytearray(rest)
-            for line in lines:
-                self._take_line(line.removesuffix(b"\r"))
+            chunk = bytes(self.body + chunk).lstrip(b"\xef\xbb\xbf \t\r\n")  # a BOM, keep-alives
+            self.body.clear()
+            if len(chunk) >= len("data:image/"):
+                self._decide(chunk)
+        if not self.is_stream:
+            self.body += chunk
+            return
+        head, *others = chunk.split(b"\n")
+        self.body += head
+        for start in others:
+            line = bytes(self.body)
+            self.body = bytearray(start)
+            self._take_line(line.removesuffix(b"\r"))
 
     def tree(self, keys: Sequence[str] = ()) -> Any:
         """All of it as a JSON tree without the keys, or as text; the body is emptied."""
         if self.is_stream is None:
-            self._decide()
+            self._decide(bytes(self.body))
         if self.is_stream:
-            self.feed(b"\n\n")  # what the gateway did not end
+            rest = bytes(self.body)
+            self.body.clear()
+            self.feed(rest + b"\n\n")  # the gateway need not have ended it
             self.draft_event = redact_tree(self.draft_event, keys)
             words = {"content": "".join(self._texts)}
             return redact_tree([*self.events, words], keys)
@@ -2184,8 +2188,8 @@ class Inbox:
         except (ValueError, RecursionError):
             return redact_tree(text, keys)
 
-    def _decide(self) -> None:
-        start = bytes(self.body[:20])  # of a data URL, too, which is no stream
+    def _decide(self, start: bytes) -> None:
+        """Tell a stream from all else, such as a data URL."""
         self.is_stream = bool(re.match(rb"data:(?!image/)|event:|id:|retry:|:", start))
 
     def _take_line(self, line: bytes) -> None:
