@@ -2384,8 +2384,8 @@ def find_candidates(tree: Any) -> Iterator[Candidate]:
         if len(text) < 5:
             continue
         rank = rank_of(path)
-        text = text.replace("\\/", "/")  # JSON within JSON (kie.ai)
-        text = text.replace("\\u0026", "&").replace("\\u003d", "=")
+        if "\\" in text:  # JSON within JSON (kie.ai)
+            text = text.replace("\\/", "/").replace("\\u0026", "&").replace("\\u003d", "=")
         decoded = [decode_base64(match) for match in re.findall(BASE64, text)]
         for data in filter(None, decoded):
             yield Candidate(path, rank, data=data)
