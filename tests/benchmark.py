@@ -413,7 +413,7 @@ def ledger(runs: int) -> Iterator[Line]:
         )
     added_ms = 1000 * statistics.median(a - b for a, b in zip(noted, bare))
     compared = f"{in_seconds(bare)}, without it"
-    yield Line("ledger: what it adds", f"{added_ms:.0f} ms", compared, "", "≤ 30 ms")
+    yield Line("ledger: time added", f"{added_ms:.0f} ms", compared, "", "≤ 30 ms")
 
 
 def answers(runs: int) -> Iterator[Line]:
