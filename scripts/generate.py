@@ -908,7 +908,7 @@ FOREIGN_KEYS = (
     r"|annotations?|error|grounding|status|fetch|stream|video|audio)(?![a-z])"
 )
 # urls.cancel (Replicate), delete_url (imgbb): to open such a link does something
-ACTING_KEYS = r"(?i)delete|cancel"
+ACTING_KEYS = r"(?i)(^|\.)(delete|cancel)(_?(ur[li]|link))?$"
 # Where the API itself puts the result, whatever else a gateway adds: data[].url, a chat's content,
 # and Google's parts
 STANDARD_PLACE = (
