@@ -3690,6 +3690,16 @@ def prepare_ledger(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
+def check_terms(attempt_cny: float | None, path: str | None) -> None:
+    """Raise BudgetError when a budget cannot be enforced."""
+    if attempt_cny is None:
+        fault = f"The model has no price, and {BUDGET_VARIABLE} is set."
+        raise BudgetError(fault, f"Set its price in {PRICES_VARIABLE}, or unset the budget.")
+    if path is None:
+        fault = f"The budget of {BUDGET_VARIABLE} needs the ledger, which is off."
+        raise BudgetError(fault, f"Unset {LEDGER_VARIABLE}, or unset the budget.")
+
+
 class Entry:
     """One call's row in the ledger, and its share of the day's budget."""
 
@@ -3711,12 +3721,8 @@ class Entry:
 
         raises: BudgetError when it does not fit into the day's budget, or that cannot be checked
         """
-        if self._budget is not None and attempt_cny is None:
-            fault = f"The model has no price, and {BUDGET_VARIABLE} is set."
-            raise BudgetError(fault, f"Set its price in {PRICES_VARIABLE}, or unset the budget.")
-        if self._budget is not None and self._path is None:
-            fault = f"The budget of {BUDGET_VARIABLE} needs the ledger, which is off."
-            raise BudgetError(fault, f"Unset {LEDGER_VARIABLE}, or unset the budget.")
+        if self._budget is not None:
+            check_terms(attempt_cny, self._path)
         if self._path is None:
             return
         call_cny = round((spent.possible or 0.0) + (attempt_cny or 0.0), 4)
@@ -4810,10 +4816,14 @@ def act_dry_run(options: argparse.Namespace) -> Outcome:
     target = load_target()
     args = read_args(options)
     require_packages()
-    left_cny = budget_left()
+    attempt_cny = Tally(price_of(model_of(args).name), args.n).attempt_cny
+    if load_budget() is not None:
+        check_terms(attempt_cny, ledger_path())
     prove_writable(args.output, args.family)
     references, mask = prepare(args)
     warn_of_shape(args, references)
+    attempts = args.attempts if references else 1
+    tell_price(args, attempt_cny, attempts)
     call = build_call(args, target.url, references, mask, repr)
     facts: dict[str, Any] = {
         "method": "POST",
@@ -4828,23 +4838,25 @@ def act_dry_run(options: argparse.Namespace) -> Outcome:
         ]
     else:
         facts["json"] = call.fields
-    attempt_cny = Tally(price_of(model_of(args).name), args.n).attempt_cny
-    attempts = args.attempts if references else 1
-    possible_cny = attempt_cny and round(attempt_cny * attempts, 4)
     facts["estimated_cost_cny"] = attempt_cny
-    facts["possible_cost_cny"] = possible_cny
-    if attempt_cny is None or possible_cny is None:
-        log.info("price unknown; nothing was sent")
-    else:
-        text = f"about {money(attempt_cny)}"
-        if attempts > 1:
-            text += f", and up to {money(possible_cny)} with all attempts"
-        log.info("%s; nothing was sent", text)
-        if is_costly(args):
-            warn("a large size or high quality may cost several times as much")
-        if left_cny is not None and attempt_cny > left_cny:
-            warn("the budget would refuse this call: it leaves %s today", money(left_cny))
+    facts["possible_cost_cny"] = attempt_cny and round(attempt_cny * attempts, 4)
     return facts, [json.dumps(facts, indent=2, ensure_ascii=False)]
+
+
+def tell_price(args: Args, attempt_cny: float | None, attempts: int) -> None:
+    """Say what a call would cost, and whether that may be too little or too much."""
+    if attempt_cny is None:
+        log.info("price unknown; nothing was sent")
+        return
+    text = f"about {money(attempt_cny)}"
+    if attempts > 1:
+        text += f", and up to {money(attempt_cny * attempts)} with all attempts"
+    log.info("%s; nothing was sent", text)
+    if is_costly(args):
+        warn("a large size or high quality may cost several times as much")
+    left_cny = budget_left()
+    if left_cny is not None and attempt_cny > left_cny:
+        warn("the budget would refuse this call: it leaves %s today", money(left_cny))
 
 
 MODEL_TITLES: Cells = (

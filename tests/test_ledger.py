@@ -464,6 +464,9 @@ def test_a_dry_run_knows_the_budget(
     warnings = shop.run("--prompt", "a cup", "--dry-run", "--json").json["warnings"]
     assert is_enough == (warnings == [])
     assert is_enough or "it leaves 0.50 CNY" in warnings[0]
+    for setting, flags in ((LEDGER, GPT), (PRICES, UNPRICED)):  # what no budget can do without
+        monkeypatch.setenv(setting, "off" if setting == LEDGER else "")
+        assert shop.run("--prompt", "a cup", "--dry-run", *flags.split()).code == 10
 
 
 def test_ledger_is_nowhere_without_a_home(shop: Shop, monkeypatch: Any) -> None:
