@@ -494,6 +494,7 @@ TASKS = {  # of gateways that only begin the work
     **{word: f'{{"id": "7f3a-task", "state": "{word}"}}' for word in UNFINISHED.split()},
     "Replicate": '{"id": "7f3a-task", "status": "starting", "urls": {"get": "/v1/predictions/7f"}}',
     "fal": '{"status": "IN_QUEUE", "request_id": "7f3a-task", "response_url": "/media/gone"}',
+    "fal, its state": '{"status": "IN_QUEUE", "request_id": "7f3a-task", "status_url": "/queue/7f"}',
     "OpenAI": '{"id": "7f3a-task", "object": "response", "status": "in_progress", "output": []}',
     "Midjourney": '{"code": 1, "description": "提交成功", "result": "7f3a-task"}',
 }
@@ -506,6 +507,7 @@ def test_task_in_place_of_a_picture(gateway: Gateway, body: str) -> None:
     assert (error.kind, error.retryable, error.billed) == ("response", False, "yes")
     quoted = "7f3a-task" if "提交成功" in body else "task 7f3a-task"
     assert quoted in error.message
+    assert (error.image_urls == ["/queue/7f"]) == ("status_url" in body)
 
 
 def test_task_of_a_lost_picture(gateway: Gateway) -> None:

@@ -246,6 +246,7 @@ SHAPES = {  # all dialects in which a fault is told, and what must be heard
     "description": ({"code": 24, "description": "Bad size"}, "Bad size"),
     "a-list-of-words": ({"errors": ["Bad size"]}, "Bad size"),
     "problem": ({"title": "Bad size", "status": 400, "type": "about:blank"}, "Bad size"),
+    "two sentences": ({**BAD, "errors": [{"message": "Worse"}]}, "400: Bad size."),
     "a word for nothing": (canonical("Bad size", "None", "None", "None"), "400: Bad size."),
     "text": ("Bad size", "Bad size"),
     "comparison": ({"error": "width must be <4096 and >512"}, "width must be <4096 and >512"),

@@ -101,6 +101,14 @@ def test_redaction_of_either_base64(gateway: Gateway, run: Run, monkeypatch: Any
         assert leaks(run(*OPENAI, "--json").json, key=key) == []
 
 
+def test_redaction_of_a_long_text_leaves_the_rest() -> None:
+    """Of what is as long as a picture only the ends are searched."""
+    ends = (f"{KEY} begins ", f" ends {KEY}")
+    middle = "y" * 30_000
+    expected = f"[key] begins {middle} ends [key]"
+    assert generate.redact_tree(middle.join(ends), [KEY]) == expected
+
+
 DRAFT = {"type": "image_generation.partial_image", "partial_image_index": 0}  # then it breaks off
 PLACES: dict[str, Any] = {  # exit code, and where a gateway puts what it echoes
     "401 message": (4, lambda x, g: Reply(401, body=failed(f"Incorrect key: {x}", code="api_key"))),
