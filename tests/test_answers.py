@@ -330,6 +330,8 @@ def test_link_is_fetched_once_and_only_when_needed(gateway: Gateway) -> None:
 def test_draft_stands_in_for_a_lost_last_picture(gateway: Gateway, caplog: Any) -> None:
     lost = json.dumps(chat("![image]($LINK(DRAFT)) ![image]($GONE)"))
     assert ask("gemini", gateway, lost).images == [DRAFT]
+    lost = '{"thumbnail_url": "$LINK(DRAFT)", "image_url": "$GONE"}'
+    assert ask("openai", gateway, lost).images == [DRAFT]
     assert "another one is" in caplog.text and Shelf(gateway).gone in caplog.text
 
 
@@ -468,6 +470,7 @@ REFUSALS = {  # what the message repeats, and the body; OpenAI's reasons, then G
     **{word: f'{{"candidates": [{{"finishReason": "{word}"}}]}}' for word in REASONS[2:]},
     "SAFETY": '{"promptFeedback": {"blockReason": "SAFETY"}}',
     "it is unsafe": '{"predictions": [{"raiFilteredReason": "it is unsafe"}]}',  # Vertex
+    "nsfw": '{"state": "nsfw"}',  # Higgsfield
     "content_filtered": '{"stop_reason": "content_filtered"}',  # Bedrock
     "output_moderation": '{"status": "failed", "failure_reason": "output_moderation"}',  # GrsAI
     "moderation_blocked": '{"state": "failed", "failure_reason": "moderation_blocked"}',
