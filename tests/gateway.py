@@ -381,7 +381,9 @@ class Job(NamedTuple):
 def image_usage(job: Job, pictures: int, drafts: int = 0) -> dict[str, Any]:
     names = "input_tokens", "output_tokens", "total_tokens"
     made = pictures * job.size[0] * job.size[1] // 1000 + 100 * drafts  # as at medium quality
-    return job.usage(made, *names)
+    usage, images = job.usage(made, *names), 258 * len(job.references)
+    details = {"text_tokens": usage["input_tokens"] - images, "image_tokens": images}
+    return {**usage, "input_tokens_details": details}  # without which LiteLLM fails
 
 
 def looks(job: Job) -> dict[str, Any]:

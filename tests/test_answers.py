@@ -627,6 +627,7 @@ def test_everything_that_may_be_a_picture_is_a_candidate(gateway: Gateway, body:
 ECHOED = {  # the error, and the answer
     "Replicate, starting": ("response", '{"status": "starting", "input": {"image": "$LINK"}}'),
     "Replicate, failed": ("response", '{"status": "failed", "input": {"image": "$LINK"}}'),
+    "an echo in bytes": ("response", '{"status": "failed", "input": {"image": "$B64"}}'),
     "PiAPI": ("response", '{"data": {"status": "Failed", "input": {"image_url": "$LINK"}}}'),
     "kie.ai": (
         "refused",
