@@ -2564,8 +2564,9 @@ def read_answer(
     family = model_of(args).family
     if is_page(tree):
         classify_response_error(family, tree)
+    refusal = refusal_in(tree)
     found = [candidate for candidate in find_candidates(tree) if candidate.data not in echoes]
-    candidates = plausible(found, tree)
+    candidates = plausible(found, tree, refusal)
     has_bytes = any(candidate.data for candidate in candidates)
     if opens_as_refusal(tree) and not has_bytes:  # its links lead to policies, not to a picture
         classify_response_error(family, tree)
@@ -2575,7 +2576,6 @@ def read_answer(
         classify_response_error(family, tree)
     if not retrieval.pictures:
         raise lost_picture_error(retrieval, tree)
-    refusal = refusal_in(tree)
     if refusal:  # CONTENT_FILTERED (Stability) comes with a blurred picture
         warn("the gateway says about its answer: %s", one_line(refusal))
     if len(retrieval.pictures) < args.n:
@@ -2588,7 +2588,7 @@ def read_answer(
     return retrieval.pictures, find_usage(tree)
 
 
-def plausible(candidates: Sequence[Candidate], tree: Any) -> list[Candidate]:
+def plausible(candidates: Sequence[Candidate], tree: Any, refusal: str) -> list[Candidate]:
     """Those that may be the result, by what the answer says about itself.
 
     If its work has failed, only bytes and what stands where the API puts the result may be it. If
@@ -2598,7 +2598,7 @@ def plausible(candidates: Sequence[Candidate], tree: Any) -> list[Candidate]:
     state = state_of(tree)
     has_failed = re.search(FAILED, state)
     is_error = not isinstance(stated_error(tree), ResponseError)
-    is_doubtful = is_error or refusal_in(tree) or re.search(UNFINISHED, state)
+    is_doubtful = is_error or refusal or re.search(UNFINISHED, state)
     chosen = []
     for candidate in candidates:
         rank, is_elsewhere, has_no_bytes = likelihood(candidate)

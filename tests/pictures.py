@@ -35,16 +35,20 @@ def quadrants(mode, colours, size) -> Image.Image:
     return Image.frombytes(mode, (2, 2), pixels).resize(size, Image.Resampling.NEAREST)
 
 
+def punch(image: Image.Image, fill: Any) -> None:
+    """Draw the square in the middle, which `has_hole` looks for."""
+    square = [edge * share for share in (3 / 8, 5 / 8) for edge in image.size]
+    ImageDraw.Draw(image).rectangle(square, fill=fill)
+
+
 @cache
 def motif(size=SMALL, mode: str = "RGB") -> Image.Image:
     """The motif; shared, so treat it as read-only."""
     image = quadrants("RGB", MOTIF, size)
     if mode in ("RGBA", "LA"):
-        hole = Image.new("L", size, 255)
-        ImageDraw.Draw(hole).rectangle(
-            [edge * share for share in (3 / 8, 5 / 8) for edge in size], fill=0
-        )
-        image.putalpha(hole)
+        opaque = Image.new("L", size, 255)
+        punch(opaque, 0)
+        image.putalpha(opaque)
     if mode == "P":  # colours 0 to 3; 4 to 7 are spare
         image = quadrants("P", [range(4)], size)
         image.putpalette(bytes(itertools.chain(*MOTIF, [0] * 12)))
@@ -248,6 +252,15 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return length + kind + data + check
 
 
+def keyed_png(size: tuple[int, int], bits: int, key: tuple[int, ...], rows: bytes) -> bytes:
+    """A PNG of grey or RGB samples of that depth, in which this grey or colour is transparent."""
+    colour_type = 2 if len(key) == 3 else 0
+    header = struct.pack(">IIBBBBB", *size, bits, colour_type, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))]
+    parts += [chunk(b"IDAT", zlib.compress(rows, 1)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
 def deep_keyed(mode: str = "RGB", size=(1280, 96)) -> bytes:
     """As `keyed`, at 16 bits; in grey, red and green share a byte each with the key."""
     colours = [(257 * red, 257 * green, 257 * blue) for red, green, blue in MOTIF]
@@ -266,25 +279,18 @@ def deep_keyed(mode: str = "RGB", size=(1280, 96)) -> bytes:
             edge = width * 3 // 8 * pixel
             row = row[:edge] + samples[4] * (width // 4) + row[-edge:]
         rows += b"\0" + row
-    header = struct.pack(">IIBBBBB", width, height, 16, 2 if mode == "RGB" else 0, 0, 0, 0)
-    parts = [chunk(b"IHDR", header), chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))]
-    parts += [chunk(b"IDAT", zlib.compress(rows, 1)), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    return keyed_png(size, 16, key, rows)
 
 
 def faint_keyed() -> bytes:
     """As `keyed`, at 4 bits of grey, of which the brightest is the key."""
     image = motif(LARGE, "L").point(lambda value: value * 15 // 255)
-    hole = [edge * share for share in (3 / 8, 5 / 8) for edge in LARGE]
-    ImageDraw.Draw(image).rectangle(hole, fill=15)
+    punch(image, 15)
     pixels = image.tobytes()
     packed = bytes(high << 4 | low for high, low in zip(pixels[::2], pixels[1::2]))
     length = LARGE[0] // 2
     rows = b"".join(b"\0" + packed[at : at + length] for at in range(0, len(packed), length))
-    header = struct.pack(">IIBBBBB", *LARGE, 4, 0, 0, 0, 0)
-    parts = [chunk(b"IHDR", header), chunk(b"tRNS", struct.pack(">H", 15))]
-    parts += [chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    return keyed_png(LARGE, 4, (15,), rows)
 
 
 def big_tiff(order: str = "<", size=SMALL) -> bytes:
@@ -304,9 +310,7 @@ def keyed(mode: str = "RGB", size=LARGE, fmt: str = "PNG") -> bytes:
     """A transparent square made by one colour, or one palette entry, in place of alpha."""
     image = motif(size, mode).copy()
     key = {"RGB": (1, 2, 3), "L": 3, "P": 7}[mode]
-    ImageDraw.Draw(image).rectangle(
-        [edge * share for share in (3 / 8, 5 / 8) for edge in size], fill=key
-    )
+    punch(image, key)
     return encoded(image, fmt, transparency=key)
 
 
